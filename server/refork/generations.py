@@ -1,0 +1,934 @@
+"""Which processes there should be: the state machine of the server, without a server.
+
+Facts go in (a worker is ready, a mold is gone, somebody asked for a refork), decisions come out (fork this, promote
+that, drain those). Time is a number passed in; nothing here knows a process, a socket or a clock, so that every
+sequence of faults can be played in a test.
+
+Two ideas carry it:
+
+* *Slots converge.* Whatever happened, each slot is filled from the mold of the serving generation. A refork, a rebase,
+  the way back from a failed one and the replacement of a crashed worker are all the same convergence towards one
+  generation; they only differ in which generation that is.
+* *A rollout is a line of phases, each with a deadline and the same way back.* Until a generation's first worker has
+  proved itself, nothing of the old generation is let go, so that the way back is to drop what is new.
+
+Generations are numbered without ever going back: a rebase takes the next number too, because a number that comes twice
+cannot name anything in a log. How often a heap was sealed since its application was loaded is the difference from
+``Mold.loaded``, the generation whose mold loaded it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from refork.api import MoldState, Outcome, Phase, RolloutKind, Trigger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+BOOT_ERROR = 3
+"""Exit status when no worker could boot; gunicorn's ``Arbiter.WORKER_BOOT_ERROR``."""
+
+KILL_MARGIN = 5.0
+"""Seconds that a draining worker gets beyond ``graceful_timeout`` before it is killed."""
+
+FAILURES_PER_MOLD = 3
+"""So many of its workers in a row may fail to boot before a mold is taken for broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The settings that the machine decides by; durations in seconds."""
+
+    surge: int = 1
+    max_unavailable: int = 0
+    spawn_timeout: float = 60.0
+    promote_timeout: float = 60.0
+    graceful_timeout: float = 30.0
+    canary_seconds: float = 2.0
+    max_generations: int = 0
+    schedule: tuple[int, ...] = ()
+    backoff: float = 0.5
+    max_backoff: float = 30.0
+    cooldown: float = 60.0
+
+
+# --- facts ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoldReady:
+    """A mold is sealed and answers."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class MoldGone:
+    """A mold has ended; ``exit_code`` is what the server should end with if it cannot boot."""
+
+    generation: int
+    reason: str
+    exit_code: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerBorn:
+    """A forked worker has spoken for the first time."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """A worker has begun to accept requests."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerGone:
+    """A worker process has ended, or could not be forked; ``clean`` when it chose to."""
+
+    worker: int
+    reason: str
+    clean: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDrained:
+    """A worker under promotion serves nothing any more."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromotionRefused:
+    """A drained worker must not become a mold; it ends by itself."""
+
+    worker: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReforkRequested:
+    """Somebody wants a refork; ``requests`` tells what each worker has served."""
+
+    trigger: Trigger
+    requests: Mapping[int, int]
+    slot: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RebaseRequested:
+    """Somebody wants the application loaded afresh."""
+
+    trigger: Trigger
+
+
+@dataclass(frozen=True, slots=True)
+class RequestsCounted:
+    """What each worker has served so far."""
+
+    requests: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """The wanted number of workers has changed."""
+
+    wanted: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """The server is to end: gracefully, or at once."""
+
+    graceful: bool
+
+
+type Fact = (
+    Tick
+    | MoldReady
+    | MoldGone
+    | WorkerBorn
+    | WorkerReady
+    | WorkerGone
+    | WorkerDrained
+    | PromotionRefused
+    | ReforkRequested
+    | RebaseRequested
+    | RequestsCounted
+    | Resized
+    | StopRequested
+)
+
+
+# --- decisions --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ExecMold:
+    """Execute a fresh interpreter that loads the application."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForkWorker:
+    """Have the mold of ``generation`` fork a worker for ``slot``."""
+
+    worker: int
+    slot: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromoteWorker:
+    """Have the worker drain, seal its heap and become the mold of ``generation``."""
+
+    worker: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrainWorker:
+    """Ask the worker to finish what it has and end; ``quick``: without finishing."""
+
+    worker: int
+    quick: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KillWorker:
+    """The worker had its time."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetireMold:
+    """Ask the mold to end."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class KillMold:
+    """The mold had its time, or is not to be trusted."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """The rollout has entered a phase (for the log)."""
+
+    rollout: Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The rollout has ended."""
+
+    rollout: Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """Everything has ended, or nothing can be started: leave with ``exit_code``."""
+
+    reason: str
+    exit_code: int
+
+
+type Decision = (
+    ExecMold
+    | ForkWorker
+    | PromoteWorker
+    | DrainWorker
+    | KillWorker
+    | RetireMold
+    | KillMold
+    | Advanced
+    | Finished
+    | Halt
+)
+
+
+# --- state ------------------------------------------------------------------------------------------------------------
+
+
+class Stage(StrEnum):
+    """Where a worker is in its life, as the machine needs to know it."""
+
+    FORKING = "forking"
+    BOOTING = "booting"
+    READY = "ready"
+    PROMOTING = "promoting"
+    DRAINING = "draining"
+
+
+@dataclass(slots=True)
+class Worker:
+    """A process in a slot. ``deadline``: when its present stage has lasted too long."""
+
+    id: int
+    slot: int
+    generation: int
+    loaded: int
+    deadline: float
+    stage: Stage = Stage.FORKING
+    killed: bool = False
+
+    @property
+    def booting(self) -> bool:
+        """Whether it is on its way to serve."""
+        return self.stage in (Stage.FORKING, Stage.BOOTING)
+
+    @property
+    def occupies(self) -> bool:
+        """Whether its slot is taken: it serves, or is about to."""
+        return self.booting or self.stage is Stage.READY
+
+
+@dataclass(slots=True)
+class Mold:
+    """A fork server. ``loaded``: the generation whose mold loaded the application it carries."""
+
+    generation: int
+    loaded: int
+    deadline: float
+    state: MoldState = MoldState.LOADING
+    boot_failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A refork or rebase on its way from one generation to the next."""
+
+    id: int
+    kind: RolloutKind
+    trigger: Trigger
+    generation: int
+    slot: int
+    phase: Phase
+    started: float
+    since: float
+    deadline: float
+    loaded: int = 0
+    promoted: int | None = None
+    spare: int | None = None
+    canary: int | None = None
+    canary_until: float = math.inf
+    steps: tuple[tuple[Phase, float], ...] = ()
+    outcome: Outcome | None = None
+    reason: str = ""
+
+
+class Refusal(Exception):
+    """Why a request cannot be met now, in one sentence."""
+
+
+@dataclass(slots=True)
+class Generations:
+    """All processes the server has, and where they are going."""
+
+    policy: Policy
+    wanted: int
+    workers: dict[int, Worker] = field(default_factory=dict)
+    molds: dict[int, Mold] = field(default_factory=dict)
+    phase: Phase = Phase.BOOTING
+    current: int = 0
+    rollout: Rollout | None = None
+    last_rollout: Rollout | None = None
+    barred: str = ""
+    _halt: Halt = Halt("", 0)
+    _next_worker: int = 0
+    _next_generation: int = 0
+    _next_rollout: int = 1
+    _rebase_pending: Trigger | None = None
+    _served: bool = False
+    _failures: int = 0
+    _rollout_failures: int = 0
+    _not_before: float = -math.inf
+    _automatic_not_before: float = -math.inf
+    _decisions: list[Decision] = field(default_factory=list)
+    _now: float = -math.inf
+
+    # --- questions ----------------------------------------------------------------------------------------------------
+
+    def refusal(self, slot: int | None = None) -> str:
+        """Why a refork may not start now; empty if it may."""
+        if self.phase is Phase.STOPPING:
+            return "the server is stopping"
+        if self.barred:
+            return self.barred
+        if self.phase is Phase.BOOTING:
+            return "the server is still booting: try again when its workers are ready"
+        if self.rollout is not None:
+            return f"a {self.rollout.kind} to generation {self.rollout.generation} is under way ({self.rollout.phase})"
+        if self._ready_mold(self.current) is None:
+            return "there is no mold to replace the promoted worker from: one is being loaded, try again shortly"
+        if slot is not None and not 0 <= slot < self.wanted:
+            return f"there is no slot {slot}: slots are 0 to {self.wanted - 1}"
+        if not self._promotable(slot):
+            where = "no worker" if slot is None else f"the worker in slot {slot}"
+            return f"{where} is ready" if slot is None else f"{where} is not ready"
+        return ""
+
+    def ready(self) -> int:
+        """How many slots have a worker that serves."""
+        return len({worker.slot for worker in self.workers.values() if worker.stage is Stage.READY})
+
+    def depth(self, generation: int) -> int:
+        """How many times the heap of a generation was sealed since its application was loaded, less one."""
+        mold = self.molds.get(generation)
+        return 0 if mold is None else mold.generation - mold.loaded
+
+    # --- the one entrance ---------------------------------------------------------------------------------------------
+
+    def start(self, now: float) -> list[Decision]:
+        """Begin with generation 0's mold."""
+        self._now = now
+        self._exec_mold()
+        return self._take()
+
+    def handle(self, fact: Fact, now: float) -> list[Decision]:
+        """Take in a fact and return what is to be done about it, in order.
+
+        Raises:
+            Refusal: a request cannot be met now; nothing has changed.
+        """
+        self._now = now
+        match fact:
+            case MoldReady():
+                self._mold_ready(fact)
+            case MoldGone():
+                self._mold_gone(fact)
+            case WorkerBorn():
+                self._worker_born(fact)
+            case WorkerReady():
+                self._worker_ready(fact)
+            case WorkerGone():
+                self._worker_gone(fact)
+            case WorkerDrained():
+                self._worker_drained(fact)
+            case PromotionRefused():
+                self._promotion_refused(fact)
+            case ReforkRequested():
+                self._refork_requested(fact)
+            case RebaseRequested():
+                self._rebase_requested(fact)
+            case RequestsCounted():
+                self._requests_counted(fact)
+            case Resized():
+                self.wanted = fact.wanted
+            case StopRequested():
+                self._stop(graceful=fact.graceful)
+            case Tick():
+                pass
+        self._advance()
+        return self._take()
+
+    def _take(self) -> list[Decision]:
+        decisions, self._decisions = self._decisions, []
+        return decisions
+
+    def _advance(self) -> None:
+        self._expire_workers()
+        self._expire_molds()
+        if self.phase is Phase.STOPPING:
+            if not self.workers and not self.molds:
+                self._decide(self._halt)
+            return
+        if self.rollout is not None:
+            self._advance_rollout(self.rollout)
+        self._converge()
+        if self.phase is Phase.BOOTING and self.ready() >= self.wanted:
+            self.phase = Phase.STEADY
+        if self.phase is Phase.STEADY:
+            self._settle()
+
+    # --- facts about molds --------------------------------------------------------------------------------------------
+
+    def _mold_ready(self, fact: MoldReady) -> None:
+        mold = self.molds.get(fact.generation)
+        rollout = self.rollout
+        expected = rollout is not None and rollout.generation == fact.generation
+        if mold is None and rollout is not None and expected:
+            mold = self._adopt_promoted(rollout)
+        if mold is None:
+            self._decide(KillMold(fact.generation))
+            return
+        if mold.state is not MoldState.LOADING:
+            return
+        mold.state = MoldState.READY
+        mold.deadline = math.inf
+        if expected:
+            self._enter(Phase.CANARY, deadline=self.policy.spawn_timeout)
+        else:
+            self.current = mold.generation
+
+    def _adopt_promoted(self, rollout: Rollout) -> Mold:
+        if rollout.promoted is not None:
+            self.workers.pop(rollout.promoted, None)
+        mold = Mold(rollout.generation, rollout.loaded, math.inf)
+        self.molds[mold.generation] = mold
+        return mold
+
+    def _mold_gone(self, fact: MoldGone) -> None:
+        mold = self.molds.pop(fact.generation, None)
+        for worker in [w for w in self.workers.values() if w.generation == fact.generation]:
+            if worker.stage is Stage.FORKING:
+                del self.workers[worker.id]
+        if mold is None or self.phase is Phase.STOPPING:
+            return
+        rollout = self.rollout
+        if rollout is not None and rollout.generation == fact.generation and rollout.phase is not Phase.RETIRING:
+            self._abort(f"mold gen={fact.generation} {fact.reason}")
+        elif mold.state is not MoldState.RETIRING:
+            self._failed()
+            if not self._served and not self._any_ready():
+                self._give_up(fact.reason, fact.exit_code)
+
+    # --- facts about workers ------------------------------------------------------------------------------------------
+
+    def _worker_born(self, fact: WorkerBorn) -> None:
+        worker = self.workers.get(fact.worker)
+        if worker is not None and worker.stage is Stage.FORKING:
+            worker.stage = Stage.BOOTING
+
+    def _worker_ready(self, fact: WorkerReady) -> None:
+        worker = self.workers.get(fact.worker)
+        if worker is None or not worker.booting:
+            return
+        worker.stage = Stage.READY
+        worker.deadline = math.inf
+        self._served = True
+        self._failures = 0
+        self._not_before = -math.inf
+        mold = self.molds.get(worker.generation)
+        if mold is not None:
+            mold.boot_failures = 0
+
+    def _worker_gone(self, fact: WorkerGone) -> None:
+        worker = self.workers.pop(fact.worker, None)
+        if worker is None or self.phase is Phase.STOPPING:
+            return
+        if worker.booting:
+            self._boot_failed(worker, fact.reason)
+        rollout = self.rollout
+        if rollout is None:
+            return
+        if worker.id == rollout.promoted:
+            self._abort(f"worker[{worker.slot}] ended while it was promoted: {fact.reason}")
+        elif worker.id == rollout.spare and rollout.phase is Phase.SURGE:
+            self._abort(f"the spare worker[{worker.slot}] did not become ready: {fact.reason}")
+        elif worker.generation == rollout.generation and (
+            (rollout.phase is Phase.CANARY and not fact.clean) or (rollout.phase is Phase.ROLLING and worker.booting)
+        ):
+            self._abort(f"worker[{worker.slot}] of the new generation failed: {fact.reason}")
+
+    def _boot_failed(self, worker: Worker, reason: str) -> None:
+        self._failed()
+        if not self._served:
+            self._give_up(f"worker[{worker.slot}] failed to boot: {reason}", BOOT_ERROR)
+            return
+        mold = self.molds.get(worker.generation)
+        if mold is None or mold.state is not MoldState.READY:
+            return
+        mold.boot_failures += 1
+        if mold.boot_failures >= FAILURES_PER_MOLD:
+            self._kill_mold(mold)
+
+    def _worker_drained(self, fact: WorkerDrained) -> None:
+        rollout = self.rollout
+        if rollout is not None and rollout.promoted == fact.worker and rollout.phase is Phase.DRAINING:
+            self._enter(Phase.SEALING, deadline=rollout.deadline - self._now)
+
+    def _promotion_refused(self, fact: PromotionRefused) -> None:
+        worker = self.workers.get(fact.worker)
+        if worker is not None:
+            worker.stage = Stage.DRAINING
+            worker.deadline = self._now + KILL_MARGIN
+        if self.rollout is not None and self.rollout.promoted == fact.worker:
+            self._abort(fact.reason)
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def _refork_requested(self, fact: ReforkRequested) -> None:
+        refusal = self.refusal(fact.slot)
+        if refusal:
+            raise Refusal(refusal)
+        limit = self.policy.max_generations
+        if limit and self.depth(self.current) >= limit:
+            self._begin_rebase(fact.trigger)
+        else:
+            self._begin_refork(fact)
+
+    def _rebase_requested(self, fact: RebaseRequested) -> None:
+        if self.phase is Phase.STOPPING:
+            raise Refusal("the server is stopping")
+        if self.phase is Phase.BOOTING or self.rollout is not None:
+            if fact.trigger is not Trigger.RELOAD:
+                raise Refusal(self.refusal())
+            self._rebase_pending = fact.trigger
+        else:
+            self._begin_rebase(fact.trigger)
+
+    def _requests_counted(self, fact: RequestsCounted) -> None:
+        index = self.depth(self.current)
+        if index >= len(self.policy.schedule) or self._now < self._automatic_not_before or self.refusal():
+            return
+        limit = self.policy.schedule[index]
+        due = (w.id for w in self._promotable(None) if w.generation == self.current)
+        if any(fact.requests.get(worker, 0) >= limit for worker in due):
+            self._refork_requested(ReforkRequested(Trigger.REQUESTS, fact.requests))
+
+    def _begin_refork(self, fact: ReforkRequested) -> None:
+        promoted = max(self._promotable(fact.slot), key=lambda w: (fact.requests.get(w.id, 0), -w.id))
+        spare = self._fork(promoted.slot, self.current)
+        generation = self._number_generation()
+        self._begin(
+            Rollout(
+                id=self._number_rollout(),
+                kind=RolloutKind.REFORK,
+                trigger=fact.trigger,
+                generation=generation,
+                slot=promoted.slot,
+                phase=Phase.SURGE,
+                started=self._now,
+                since=self._now,
+                deadline=self._now + self.policy.spawn_timeout,
+                loaded=promoted.loaded,
+                promoted=promoted.id,
+                spare=spare.id,
+            )
+        )
+
+    def _begin_rebase(self, trigger: Trigger) -> None:
+        self._rebase_pending = None
+        generation = self._exec_mold()
+        self._begin(
+            Rollout(
+                id=self._number_rollout(),
+                kind=RolloutKind.REBASE,
+                trigger=trigger,
+                generation=generation,
+                slot=0,
+                phase=Phase.LOADING,
+                started=self._now,
+                since=self._now,
+                deadline=self._now + self.policy.spawn_timeout,
+                loaded=generation,
+            )
+        )
+
+    def _begin(self, rollout: Rollout) -> None:
+        self.phase = rollout.phase
+        self.rollout = rollout
+        self._decide(Advanced(rollout))
+
+    # --- the rollout --------------------------------------------------------------------------------------------------
+
+    def _advance_rollout(self, rollout: Rollout) -> None:
+        match rollout.phase:
+            case Phase.SURGE if self._is_ready(rollout.spare):
+                self._promote(rollout)
+            case Phase.CANARY:
+                self._watch_canary(rollout)
+            case Phase.ROLLING if self._rolled(rollout.generation):
+                self.current = rollout.generation
+                self._enter(Phase.RETIRING, deadline=math.inf)
+                self._retire_molds()
+            case Phase.RETIRING if not self._remnants(rollout.generation):
+                self._finish(Outcome.SUCCEEDED, "")
+            case _:
+                pass
+        if self.rollout is rollout and self._now >= rollout.deadline:
+            self._abort(f"{rollout.phase} took longer than {rollout.deadline - rollout.since:g} s")
+
+    def _promote(self, rollout: Rollout) -> None:
+        worker = self.workers.get(-1 if rollout.promoted is None else rollout.promoted)
+        if worker is None:  # its end was noticed, and has aborted the rollout
+            return
+        worker.stage = Stage.PROMOTING
+        worker.deadline = math.inf
+        self._decide(PromoteWorker(worker.id, rollout.generation))
+        self._enter(Phase.DRAINING, deadline=self.policy.promote_timeout)
+
+    def _watch_canary(self, rollout: Rollout) -> None:
+        if self.wanted == 0:  # there is nobody to try it on
+            self._enter(Phase.ROLLING, deadline=math.inf)
+        elif rollout.canary is None or rollout.canary not in self.workers:
+            canary = self._fork(min(rollout.slot, self.wanted - 1), rollout.generation)
+            self.rollout = replace(
+                rollout,
+                canary=canary.id,
+                canary_until=math.inf,
+                deadline=self._now + self.policy.spawn_timeout + self.policy.canary_seconds,
+            )
+        elif self._is_ready(rollout.canary) and math.isinf(rollout.canary_until):
+            self.rollout = replace(rollout, canary_until=self._now + self.policy.canary_seconds, deadline=math.inf)
+            self._watch_canary(self.rollout)
+        elif self._now >= rollout.canary_until:
+            self._enter(Phase.ROLLING, deadline=math.inf)
+
+    def _rolled(self, generation: int) -> bool:
+        slots = {w.slot for w in self.workers.values() if w.generation == generation and w.stage is Stage.READY}
+        return slots.issuperset(range(self.wanted)) and not any(
+            w.occupies and w.generation != generation for w in self.workers.values()
+        )
+
+    def _remnants(self, generation: int) -> bool:
+        """Whether anything of the generations before is still on its way out."""
+        return any(mold.generation < generation for mold in self.molds.values()) or any(
+            worker.generation < generation for worker in self.workers.values()
+        )
+
+    def _enter(self, phase: Phase, *, deadline: float) -> None:
+        rollout = self.rollout
+        if rollout is None:
+            return
+        self.phase = phase
+        self.rollout = replace(
+            rollout,
+            phase=phase,
+            since=self._now,
+            deadline=self._now + deadline,
+            steps=(*rollout.steps, (rollout.phase, self._now - rollout.since)),
+        )
+        self._decide(Advanced(self.rollout))
+
+    def _abort(self, reason: str) -> None:
+        """Drop what is new; the slots converge back to the generation that serves."""
+        rollout = self.rollout
+        if rollout is None:
+            return
+        self._rollout_failures += 1
+        wait = min(self.policy.cooldown * 2 ** (self._rollout_failures - 1), 60 * self.policy.cooldown)
+        self._automatic_not_before = self._now + wait
+        if rollout.generation != self.current:
+            mold = self.molds.get(rollout.generation)
+            if mold is not None:
+                self._kill_mold(mold)
+            promoted = self.workers.get(-1 if rollout.promoted is None else rollout.promoted)
+            if promoted is not None and promoted.stage is Stage.PROMOTING:
+                self._kill(promoted)
+        self._finish(Outcome.FAILED, reason)
+
+    def _finish(self, outcome: Outcome, reason: str) -> None:
+        rollout = self.rollout
+        if rollout is None:
+            return
+        if outcome is Outcome.SUCCEEDED:
+            self._rollout_failures = 0
+        steps = (*rollout.steps, (rollout.phase, self._now - rollout.since))
+        self.last_rollout = replace(rollout, outcome=outcome, reason=reason, steps=steps, since=self._now)
+        self.rollout = None
+        self.phase = Phase.STEADY
+        self._decide(Finished(self.last_rollout))
+
+    def _settle(self) -> None:
+        """Steady: let go of molds that nothing needs, get one if there is none, take up a rebase that had to wait."""
+        self._retire_molds()
+        if not any(mold.state is not MoldState.RETIRING for mold in self.molds.values()):
+            if self._now >= self._not_before:
+                self._exec_mold()
+        elif self._rebase_pending is not None:
+            self._begin_rebase(self._rebase_pending)
+
+    def _retire_molds(self) -> None:
+        if self._ready_mold(self.current) is None:
+            return
+        for mold in self.molds.values():
+            if mold.generation != self.current and mold.state is MoldState.READY:
+                mold.state = MoldState.RETIRING
+                mold.deadline = self._now + KILL_MARGIN
+                self._decide(RetireMold(mold.generation))
+
+    # --- convergence --------------------------------------------------------------------------------------------------
+
+    def _converge(self) -> None:
+        """Bring every slot to one worker of the right generation, never below the allowed capacity."""
+        if self.phase is Phase.STOPPING:
+            return
+        for worker in self._beyond():
+            self._drain(worker)
+        self._fill()
+        self._replace()
+        self._drain_replaced()
+
+    def _beyond(self) -> list[Worker]:
+        return [w for w in self.workers.values() if w.occupies and w.slot >= self.wanted]
+
+    def _fill(self) -> None:
+        taken = {w.slot for w in self.workers.values() if w.occupies}
+        empty = [slot for slot in range(self.wanted) if slot not in taken]
+        if not empty or self._now < self._not_before:
+            return
+        mold = self._source()
+        if mold is not None:
+            for slot in empty:
+                self._fork(slot, mold.generation)
+        elif not any(m.state is MoldState.LOADING for m in self.molds.values()):
+            self._exec_mold()
+
+    def _source(self) -> Mold | None:
+        """The mold to fork from: of the serving generation; while rolling, or failing that, of the new one."""
+        rolling = self.rollout is not None and self.rollout.phase in (Phase.ROLLING, Phase.RETIRING)
+        if rolling and self.rollout is not None:
+            return self._ready_mold(self.rollout.generation) or self._ready_mold(self.current)
+        return self._ready_mold(self.current)
+
+    def _target(self) -> int | None:
+        """The generation that serving workers are replaced with, if they are to be replaced at all."""
+        if self.rollout is not None:
+            return self.rollout.generation if self.rollout.phase is Phase.ROLLING else None
+        return self.current
+
+    def _outdated(self, target: int) -> Iterator[Worker]:
+        """Workers to replace: in a rollout all others; in steady state only those of a generation that was dropped.
+
+        Older workers than a mold that had to be executed cold are left alone: they are warm, and serve.
+        """
+        rolling = self.rollout is not None
+        for worker in self.workers.values():
+            if worker.occupies and (worker.generation != target if rolling else worker.generation > target):
+                yield worker
+
+    def _replace(self) -> None:
+        target = self._target()
+        if target is None or self._ready_mold(target) is None or self._now < self._not_before:
+            return
+        booting = sum(w.booting and w.generation == target for w in self.workers.values())
+        room = self.policy.surge + self.policy.max_unavailable - booting
+        replaced = {w.slot for w in self.workers.values() if w.occupies and w.generation == target}
+        for worker in list(self._outdated(target)):
+            if room <= 0:
+                break
+            if worker.slot in replaced:
+                continue
+            self._fork(worker.slot, target)
+            replaced.add(worker.slot)
+            room -= 1
+            if worker.stage is Stage.READY and self.wanted - self.ready() < self.policy.max_unavailable:
+                self._drain(worker)
+
+    def _drain_replaced(self) -> None:
+        target = self._target()
+        if target is None:
+            return
+        served = {w.slot for w in self.workers.values() if w.generation == target and w.stage is Stage.READY}
+        for worker in list(self._outdated(target)):
+            if worker.slot in served:
+                self._drain(worker)
+
+    # --- deadlines ----------------------------------------------------------------------------------------------------
+
+    def _expire_workers(self) -> None:
+        for worker in list(self.workers.values()):
+            if self._now < worker.deadline or worker.killed:
+                continue
+            if worker.stage is Stage.FORKING:  # no word from the worker: it is the mold that hangs
+                mold = self.molds.get(worker.generation)
+                if mold is not None:
+                    self._kill_mold(mold)
+                    continue
+            self._kill(worker)
+
+    def _expire_molds(self) -> None:
+        for mold in list(self.molds.values()):
+            if self._now >= mold.deadline:
+                self._kill_mold(mold)
+
+    # --- small verbs --------------------------------------------------------------------------------------------------
+
+    def _decide(self, decision: Decision) -> None:
+        self._decisions.append(decision)
+
+    def _number_generation(self) -> int:
+        self._next_generation += 1
+        return self._next_generation - 1
+
+    def _number_rollout(self) -> int:
+        self._next_rollout += 1
+        return self._next_rollout - 1
+
+    def _exec_mold(self) -> int:
+        generation = self._number_generation()
+        self.molds[generation] = Mold(generation, generation, self._now + self.policy.spawn_timeout)
+        self._decide(ExecMold(generation))
+        return generation
+
+    def _fork(self, slot: int, generation: int) -> Worker:
+        loaded = self.molds[generation].loaded
+        worker = Worker(self._next_worker, slot, generation, loaded, self._now + self.policy.spawn_timeout)
+        self._next_worker += 1
+        self.workers[worker.id] = worker
+        self._decide(ForkWorker(worker.id, slot, generation))
+        return worker
+
+    def _drain(self, worker: Worker, *, quick: bool = False) -> None:
+        worker.stage = Stage.DRAINING
+        worker.deadline = self._now + (0.0 if quick else self.policy.graceful_timeout) + KILL_MARGIN
+        self._decide(DrainWorker(worker.id, quick))
+
+    def _kill(self, worker: Worker) -> None:
+        worker.killed = True
+        self._decide(KillWorker(worker.id))
+
+    def _kill_mold(self, mold: Mold) -> None:
+        mold.state = MoldState.RETIRING
+        mold.deadline = math.inf
+        self._decide(KillMold(mold.generation))
+
+    def _failed(self) -> None:
+        self._failures += 1
+        wait = min(self.policy.backoff * 2 ** (self._failures - 1), self.policy.max_backoff)
+        self._not_before = self._now + wait
+
+    def _give_up(self, reason: str, exit_code: int) -> None:
+        self._halt = Halt(reason, exit_code)
+        self._stop(graceful=False)
+
+    def _stop(self, *, graceful: bool) -> None:
+        self.phase = Phase.STOPPING
+        if self.rollout is not None:
+            self._finish(Outcome.FAILED, "the server was stopped")
+            self.phase = Phase.STOPPING
+        for worker in self.workers.values():
+            if worker.stage is not Stage.DRAINING or not graceful:
+                self._drain(worker, quick=not graceful)
+        for mold in self.molds.values():
+            if mold.state is MoldState.LOADING:
+                self._kill_mold(mold)
+            else:
+                self._decide(RetireMold(mold.generation))
+                mold.state = MoldState.RETIRING
+                mold.deadline = self._now + KILL_MARGIN
+
+    # --- small questions ----------------------------------------------------------------------------------------------
+
+    def _ready_mold(self, generation: int) -> Mold | None:
+        mold = self.molds.get(generation)
+        return mold if mold is not None and mold.state is MoldState.READY else None
+
+    def _is_ready(self, worker: int | None) -> bool:
+        found = None if worker is None else self.workers.get(worker)
+        return found is not None and found.stage is Stage.READY
+
+    def _any_ready(self) -> bool:
+        return any(w.stage is Stage.READY for w in self.workers.values())
+
+    def _promotable(self, slot: int | None) -> list[Worker]:
+        return [w for w in self.workers.values() if w.stage is Stage.READY and slot in (None, w.slot)]

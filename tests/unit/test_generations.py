@@ -1,0 +1,417 @@
+"""The state machine: what it decides, told as stories and as properties that hold in every story."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from refork import generations as machine
+from refork.api import Outcome, Phase, RolloutKind, Trigger
+from refork.generations import Decision, Policy, Refusal, Stage
+from tests.unit.world import Behaviour, World, obey
+
+POLICY = Policy(canary_seconds=1.0, spawn_timeout=5.0, promote_timeout=5.0, graceful_timeout=3.0)
+
+
+def booted(*, wanted: int = 4, policy: Policy = POLICY) -> World:
+    """A world in which all is well."""
+    world = World(policy, wanted)
+    world.settle()
+    return world
+
+
+def only(kind: type, behaviour: Behaviour, *, where: Callable[[Decision], bool] = lambda _: True) -> Callable:
+    """Misbehave in this way for the first such decision, and obey afterwards."""
+    pending = [True]
+
+    def behave(decision: Decision) -> Behaviour:
+        if pending[0] and isinstance(decision, kind) and where(decision):
+            pending[0] = False
+            return behaviour
+        return Behaviour.OBEY
+
+    return behave
+
+
+def always(kind: type, behaviour: Behaviour, *, where: Callable[[Decision], bool] = lambda _: True) -> Callable:
+    """Misbehave in this way every time."""
+    return lambda decision: behaviour if isinstance(decision, kind) and where(decision) else Behaviour.OBEY
+
+
+def test_booting_executes_one_mold_and_forks_a_worker_for_each_slot() -> None:
+    """Generation 0 is loaded once."""
+    world = booted(wanted=3)
+    assert world.decided == [machine.ExecMold(0), *(machine.ForkWorker(slot, slot, 0) for slot in range(3))]
+
+
+def test_a_refork_goes_through_its_phases_in_order() -> None:
+    """The steps of a rollout are those of the design."""
+    world = booted()
+    world.refork()
+    world.settle()
+    (rollout,) = world.outcomes
+    assert rollout.outcome is Outcome.SUCCEEDED
+    assert [phase for phase, _ in rollout.steps] == [
+        Phase.SURGE,
+        Phase.DRAINING,
+        Phase.SEALING,
+        Phase.CANARY,
+        Phase.ROLLING,
+        Phase.RETIRING,
+    ]
+    assert {worker.generation for worker in world.machine.workers.values()} == {1}
+    assert set(world.machine.molds) == {1}
+
+
+def test_the_worker_with_the_most_requests_is_promoted() -> None:
+    """The warmest worker is the one to keep."""
+    world = booted()
+    world.tell(machine.ReforkRequested(Trigger.COMMAND, {0: 5, 1: 9, 2: 7}))
+    assert world.machine.rollout is not None
+    assert world.machine.rollout.promoted == 1
+
+
+def test_the_named_slot_is_promoted() -> None:
+    """Whoever names a slot gets it."""
+    world = booted()
+    world.refork(slot=3)
+    assert world.machine.rollout is not None
+    assert world.machine.rollout.slot == 3
+
+
+def test_capacity_never_falls_below_the_wanted_number_in_a_refork_or_rebase() -> None:
+    """A spare comes before the drain, a replacement before the one it replaces."""
+    world = booted()
+    world.watch_capacity()
+    world.refork()
+    world.settle()
+    world.tell(machine.RebaseRequested(Trigger.COMMAND))
+    world.settle()
+    assert world.lowest_ready == 4
+    assert [rollout.kind for rollout in world.outcomes] == [RolloutKind.REFORK, RolloutKind.REBASE]
+
+
+def test_max_unavailable_lets_a_slot_go_without_a_worker_for_a_moment() -> None:
+    """Who allows it saves the memory of the overlap."""
+    world = booted(policy=Policy(canary_seconds=0, max_unavailable=1))
+    world.watch_capacity()
+    world.refork()
+    world.settle()
+    assert world.lowest_ready == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "behaviour"),
+    [
+        (machine.PromoteWorker, Behaviour.CRASH),
+        (machine.PromoteWorker, Behaviour.HANG),
+        (machine.PromoteWorker, Behaviour.REFUSE),
+        (machine.ForkWorker, Behaviour.CRASH),
+        (machine.ForkWorker, Behaviour.REFUSE),
+        (machine.ForkWorker, Behaviour.HANG),
+    ],
+)
+def test_a_refork_that_fails_leaves_the_old_generation_serving(kind: type, behaviour: Behaviour) -> None:
+    """Whatever breaks, no slot is empty and the reason is told."""
+    world = booted()
+    world.watch_capacity()
+    world.behave = only(kind, behaviour)
+    world.refork()
+    world.settle()
+    (rollout,) = world.outcomes
+    assert rollout.outcome is Outcome.FAILED
+    assert rollout.reason
+    assert world.lowest_ready == 4
+    assert {worker.generation for worker in world.machine.workers.values()} == {0}
+
+
+def test_a_new_generation_whose_first_worker_cannot_boot_is_dropped() -> None:
+    """The canary dies, not the service."""
+    world = booted()
+    world.watch_capacity()
+    world.behave = always(machine.ForkWorker, Behaviour.CRASH, where=lambda d: d.generation == 1)
+    world.refork()
+    world.settle()
+    assert world.outcomes[0].outcome is Outcome.FAILED
+    assert set(world.machine.molds) == {0}
+    assert world.lowest_ready == 4
+
+
+def test_a_canary_that_ends_badly_while_it_is_watched_brings_the_old_generation_back() -> None:
+    """A generation has to serve before it is trusted."""
+    world = booted(policy=Policy(canary_seconds=10))
+    world.refork()
+    world.run(1)
+    assert world.machine.rollout is not None
+    assert world.machine.rollout.phase is Phase.CANARY
+    world.tell(machine.WorkerGone(world.machine.rollout.canary or 0, "killed by SIGSEGV"))
+    world.settle()
+    assert world.outcomes[0].outcome is Outcome.FAILED
+    assert {worker.generation for worker in world.machine.workers.values()} == {0}
+
+
+def test_a_mold_that_dies_while_rolling_brings_the_old_generation_back() -> None:
+    """The old mold is kept until the new generation has all slots."""
+    world = booted(policy=Policy(canary_seconds=0.5))
+    world.refork()
+    world.run(60, until=lambda: world.machine.phase is Phase.ROLLING)
+    world.tell(machine.MoldGone(1, "killed by SIGKILL"))
+    world.settle()
+    assert world.outcomes[0].outcome is Outcome.FAILED
+    assert {worker.generation for worker in world.machine.workers.values()} == {0}
+
+
+def test_a_lost_mold_is_replaced_by_a_cold_one_and_serving_workers_are_left_alone() -> None:
+    """A mold's death costs no worker."""
+    world = booted()
+    before = set(world.machine.workers)
+    world.tell(machine.MoldGone(0, "killed by SIGKILL"))
+    world.settle()
+    assert set(world.machine.molds) == {1}
+    assert set(world.machine.workers) == before
+
+
+def test_a_mold_that_does_not_answer_is_killed_and_replaced() -> None:
+    """No word from a forked worker means that the mold hangs."""
+    world = booted()
+    silent = only(machine.ForkWorker, Behaviour.HANG)
+    world.tell(machine.WorkerGone(0, "killed by SIGKILL"))
+    del silent
+    forked = max(world.machine.workers)
+    world.machine.workers[forked].stage = Stage.FORKING
+    world._coming.clear()
+    world.settle()
+    assert machine.KillMold(0) in world.decided
+    assert set(world.machine.molds) == {1}
+
+
+def test_a_crashed_worker_is_forked_anew_from_the_warm_mold() -> None:
+    """No import, no doubled memory."""
+    world = booted()
+    world.tell(machine.WorkerGone(2, "killed by SIGKILL"))
+    world.settle()
+    assert world.decided[-1] == machine.ForkWorker(4, 2, 0)
+
+
+def test_the_schedule_of_request_counts_has_one_entry_a_generation() -> None:
+    """The first entry counts for the generation that was loaded, the next for the one after, and then no more."""
+    world = booted(policy=Policy(canary_seconds=0, schedule=(10, 50)))
+    for served, expected in ((9, 0), (10, 1), (49, 1), (50, 2), (10_000, 2)):
+        world.tell(machine.RequestsCounted(dict.fromkeys(world.machine.workers, served)))
+        world.settle()
+        assert world.machine.current == expected
+
+
+def test_an_automatic_refork_that_failed_is_not_tried_again_at_once() -> None:
+    """It backs off; a person may still ask."""
+    world = booted(policy=Policy(canary_seconds=0, schedule=(10,), cooldown=60))
+    world.behave = always(machine.PromoteWorker, Behaviour.REFUSE)
+    for _ in range(20):
+        world.tell(machine.RequestsCounted(dict.fromkeys(world.machine.workers, 10)))
+        world.run(1)
+    assert len(world.outcomes) == 1
+    world.refork()
+    world.settle()
+    assert len(world.outcomes) == 2
+
+
+def test_past_the_generation_limit_a_refork_is_a_rebase() -> None:
+    """Sealed garbage is not carried on for ever."""
+    world = booted(policy=Policy(canary_seconds=0, max_generations=2))
+    for _ in range(4):
+        world.refork()
+        world.settle()
+    assert [rollout.kind for rollout in world.outcomes] == [
+        RolloutKind.REFORK,
+        RolloutKind.REFORK,
+        RolloutKind.REBASE,
+        RolloutKind.REFORK,
+    ]
+
+
+def test_a_reload_in_the_middle_of_a_refork_waits_for_its_end() -> None:
+    """HUP is never lost."""
+    world = booted()
+    world.refork()
+    world.tell(machine.RebaseRequested(Trigger.RELOAD))
+    world.settle()
+    assert [rollout.kind for rollout in world.outcomes] == [RolloutKind.REFORK, RolloutKind.REBASE]
+
+
+def test_a_rebase_whose_application_does_not_load_keeps_the_old_one_serving() -> None:
+    """Broken code goes nowhere."""
+    world = booted()
+    world.watch_capacity()
+    world.behave = only(machine.ExecMold, Behaviour.CRASH)
+    world.tell(machine.RebaseRequested(Trigger.RELOAD))
+    world.settle()
+    assert world.outcomes[0].outcome is Outcome.FAILED
+    assert world.lowest_ready == 4
+    assert set(world.machine.molds) == {0}
+
+
+def test_a_second_refork_is_refused_while_one_is_under_way() -> None:
+    """One at a time, and the answer says which."""
+    world = booted()
+    world.refork()
+    with pytest.raises(Refusal, match="refork to generation 1 is under way"):
+        world.refork()
+
+
+def test_slots_that_do_not_exist_are_refused() -> None:
+    """The answer names those that do."""
+    world = booted()
+    with pytest.raises(Refusal, match="slots are 0 to 3"):
+        world.refork(slot=4)
+
+
+def test_an_application_that_cannot_boot_halts_the_server_with_its_reason() -> None:
+    """There is nothing to serve with."""
+    world = World(POLICY, 4, behave=always(machine.ExecMold, Behaviour.CRASH))
+    world.run(60)
+    assert world.halted == machine.Halt("crashed", 1)
+
+
+def test_a_worker_that_cannot_boot_halts_a_server_that_never_served() -> None:
+    """As gunicorn does, with gunicorn's status."""
+    world = World(POLICY, 4, behave=always(machine.ForkWorker, Behaviour.CRASH))
+    world.run(60)
+    assert world.halted is not None
+    assert world.halted.exit_code == machine.BOOT_ERROR
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.015, 0.5, 1.05, 1.2])
+@pytest.mark.parametrize("graceful", [True, False])
+def test_a_stop_in_the_middle_of_a_refork_ends_everything(seconds: float, *, graceful: bool) -> None:
+    """TERM wins over whatever is under way."""
+    world = booted()
+    world.refork()
+    world.run(seconds)
+    world.tell(machine.StopRequested(graceful=graceful))
+    world.run(60)
+    assert world.halted == machine.Halt("", 0)
+
+
+def test_more_and_fewer_workers() -> None:
+    """TTIN and TTOU, also in the middle of a refork."""
+    world = booted()
+    world.tell(machine.Resized(6))
+    world.settle()
+    world.refork(slot=5)
+    world.tell(machine.Resized(2))
+    world.settle()
+    assert {worker.slot for worker in world.machine.workers.values()} == {0, 1}
+
+
+# --- properties -------------------------------------------------------------------------------------------------------
+
+FAULTS = st.lists(
+    st.tuples(st.integers(0, 60), st.sampled_from([Behaviour.CRASH, Behaviour.HANG, Behaviour.REFUSE])), max_size=12
+)
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("wait"), st.floats(0.01, 8)),
+        st.tuples(st.just("refork"), st.none()),
+        st.tuples(st.just("rebase"), st.sampled_from([Trigger.COMMAND, Trigger.RELOAD])),
+        st.tuples(st.just("resize"), st.integers(0, 6)),
+        st.tuples(st.just("kill worker"), st.integers(0, 20)),
+        st.tuples(st.just("kill mold"), st.integers(0, 3)),
+    ),
+    max_size=25,
+)
+
+
+def act(world: World, name: str, argument: object) -> None:
+    """Do one thing to the world."""
+    live = world.machine
+    if name == "wait":
+        world.run(float(argument))  # type: ignore[arg-type]
+    elif name == "refork":
+        world.refork()
+    elif name == "rebase":
+        world.tell(machine.RebaseRequested(argument))  # type: ignore[arg-type]
+    elif name == "resize":
+        world.tell(machine.Resized(argument))  # type: ignore[arg-type]
+    elif name == "kill worker" and live.workers:
+        world.tell(machine.WorkerGone(sorted(live.workers)[int(argument) % len(live.workers)], "killed"))  # type: ignore[call-overload]
+    elif name == "kill mold" and live.molds:
+        world.tell(machine.MoldGone(sorted(live.molds)[int(argument) % len(live.molds)], "killed"))  # type: ignore[call-overload]
+
+
+@settings(max_examples=150, deadline=None)
+@given(faults=FAULTS, actions=ACTIONS, wanted=st.integers(1, 5), surge=st.integers(1, 3), unavailable=st.integers(0, 2))
+def test_whatever_happens_the_server_comes_back_to_one_mold_and_all_its_workers(
+    faults: list[tuple[int, Behaviour]],
+    actions: list[tuple[str, object]],
+    wanted: int,
+    surge: int,
+    unavailable: int,
+) -> None:
+    """Once faults stop, every slot has a worker, there is one mold, and no rollout is left hanging."""
+    world = booted(
+        wanted=wanted,
+        policy=Policy(
+            surge=surge,
+            max_unavailable=unavailable,
+            canary_seconds=1,
+            spawn_timeout=5,
+            promote_timeout=5,
+            graceful_timeout=3,
+        ),
+    )
+    plan = dict(faults)
+    start = len(world.decided)
+    world.behave = lambda _decision: plan.get(len(world.decided) - 1 - start, Behaviour.OBEY)
+    for name, argument in actions:
+        try:
+            act(world, name, argument)
+        except Refusal as refusal:
+            assert str(refusal)
+        assert world.halted is None, "a server that has served never gives up by itself"
+    world.behave = obey
+    world.settle()
+    began = sum(isinstance(d, machine.Advanced) and not d.rollout.steps for d in world.decided)
+    assert len(world.outcomes) == began
+    assert all(rollout.outcome is Outcome.SUCCEEDED or rollout.reason for rollout in world.outcomes)
+
+
+@settings(max_examples=80, deadline=None)
+@given(actions=ACTIONS, wanted=st.integers(1, 5), surge=st.integers(1, 3))
+def test_without_faults_capacity_never_falls_below_what_is_wanted(
+    actions: list[tuple[str, object]], wanted: int, surge: int
+) -> None:
+    """Reforks, rebases and reloads in any order take no slot out of service."""
+    world = booted(wanted=wanted, policy=Policy(surge=surge, canary_seconds=1))
+    world.watch_capacity()
+    for name, argument in actions:
+        if name.startswith("kill") or name == "resize":
+            continue
+        try:
+            act(world, name, argument)
+        except Refusal:
+            continue
+    world.settle()
+    assert world.lowest_ready == wanted
+
+
+@settings(max_examples=60, deadline=None)
+@given(actions=ACTIONS, faults=FAULTS, graceful=st.booleans())
+def test_a_stop_always_comes_to_an_end(
+    actions: list[tuple[str, object]], faults: list[tuple[int, Behaviour]], *, graceful: bool
+) -> None:
+    """Whatever hangs is killed in time."""
+    world = booted(wanted=3, policy=POLICY)
+    plan = dict(faults)
+    start = len(world.decided)
+    world.behave = lambda _decision: plan.get(len(world.decided) - 1 - start, Behaviour.OBEY)
+    for name, argument in actions:
+        try:
+            act(world, name, argument)
+        except Refusal:
+            continue
+    world.tell(machine.StopRequested(graceful=graceful))
+    world.run(120)
+    assert world.halted is not None
