@@ -1,0 +1,74 @@
+"""What the server asks of the Linux kernel about processes, beyond the standard library.
+
+``prctl(2)`` through ctypes: four calls do not deserve a dependency.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+
+import setproctitle
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, argument: int) -> None:
+    if _libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+
+
+def become_subreaper() -> None:
+    """Have orphaned descendants re-parented to this process, so that it can reap them (prctl(2))."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(parent: int) -> None:
+    """Be killed when ``parent`` ends; exit at once if it already has.
+
+    The setting is cleared by a change of credentials and by a fork (prctl(2)), so it comes last and in every process.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def wait_for_parent(parent: int, *, seconds: float = 5.0) -> None:
+    """Return once the kernel has re-parented this process to ``parent``.
+
+    A worker is forked by an intermediate process that exits at once. Until that has happened ``getppid()`` names the
+    intermediate, and a gunicorn worker that compares it with the arbiter's pid would take itself for an orphan.
+    """
+    deadline = time.monotonic() + seconds
+    while os.getppid() != parent:
+        if time.monotonic() > deadline:
+            os._exit(0)
+        time.sleep(0.0005)
+
+
+def set_title(title: str) -> None:
+    """Name the process for ps(1) and top(1).
+
+    The first 15 characters become the ``comm`` of /proc/self/stat, which CPython 3.13.0 parses by spaces to count
+    threads before a fork: none of our titles has a space there.
+    """
+    setproctitle.setproctitle(title)
+
+
+def describe_status(status: int) -> str:
+    """Say in words how a process ended, from what ``waitpid`` returned."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        hint = " (out of memory?)" if number == signal.SIGKILL else ""
+        return f"killed by {name}{hint}"
+    return f"exited with status {os.waitstatus_to_exitcode(status)}"
