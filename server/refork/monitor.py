@@ -1,0 +1,628 @@
+"""The monitor: carries out what the state machine decides, and tells it what has happened.
+
+It owns the listening sockets, the signals and the lines to its children. It never imports the application and, once it
+has booted, never forks: molds do that, and a mold is executed. All of it runs in one asyncio loop, so that facts are
+taken in one after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any
+
+from gunicorn import SERVER_SOFTWARE, systemd
+from gunicorn.pidfile import Pidfile
+
+from refork import __version__, api, listeners, report
+from refork import channel as wire
+from refork import generations as machine
+from refork.channel import Channel
+from refork.children import Children, MoldProcess, WorkerProcess
+from refork.control import ControlServer, Refusal
+from refork.errors import ConfigurationError, describe
+from refork.generations import Generations, Policy
+from refork.hooks import Server
+from refork.metrics import MetricsServer
+from refork.process import become_subreaper, describe_status, set_title
+from refork.scoreboard import ROWS, Cell, Scoreboard
+from refork.workers import REFORKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from refork.cli import ReforkApplication
+
+IDLE_TICK = 1.0
+BUSY_TICK = 0.02
+_MOLD_COMMAND = "from refork.mold import main; main()"
+
+
+def serve(app: ReforkApplication) -> int:
+    """Serve an application until told to stop; return the exit status."""
+    return Monitor(app).run()
+
+
+def policy_of(cfg: Any) -> Policy:
+    """Return the settings that the state machine decides by."""
+    return Policy(
+        surge=cfg.refork_surge,
+        max_unavailable=cfg.refork_max_unavailable,
+        spawn_timeout=cfg.spawn_timeout,
+        promote_timeout=cfg.promote_timeout,
+        graceful_timeout=cfg.graceful_timeout,
+        canary_seconds=cfg.canary_seconds,
+        max_generations=cfg.max_generations,
+        schedule=cfg.refork_after,
+    )
+
+
+class Monitor:
+    """One running server."""
+
+    def __init__(self, app: ReforkApplication) -> None:
+        self.app = app
+        self.cfg: Any = app.cfg
+        self.log: Any = self.cfg.logger_class(self.cfg)
+        self.pid = os.getpid()
+        self.started_at = time.time()
+        self.started = time.monotonic()
+        self.generations = Generations(policy_of(self.cfg), wanted=self.cfg.workers)
+        self.children = Children(ROWS)
+        self.scoreboard = Scoreboard.create()
+        self.outcomes: Counter[tuple[api.RolloutKind, api.Trigger, api.Outcome]] = Counter()
+        self.slot_requests: Counter[int] = Counter()
+        self.slot_errors: Counter[int] = Counter()
+        self.hook_view = Server(self.pid, app, self.cfg, self.log, self.cfg.workers)
+        self._start_directory = app.start_directory
+        self._listeners: list[Any] = []
+        self._replaced_listeners: list[Any] = []
+        self._systemd = False
+        self._notified = False
+        self._pidfile: Pidfile | None = None
+        self._facts: deque[machine.Fact] = deque()
+        self._wake = asyncio.Event()
+        self._halt: machine.Halt | None = None
+        self._handling = False
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Open, serve, close; return the exit status.
+
+        Raises:
+            ConfigurationError: an address cannot be bound, or another server has the pid file.
+        """
+        os.environ["SERVER_SOFTWARE"] = SERVER_SOFTWARE
+        self.log.info("Starting refork %s", __version__)
+        become_subreaper()
+        set_title(f"refork:monitor[{self.cfg.proc_name}]")
+        self._open()
+        try:
+            return asyncio.run(self._serve())
+        finally:
+            listeners.close_all(self._listeners, unlink=not self._systemd)
+            if self._pidfile is not None:
+                self._pidfile.unlink()
+            self._hook("on_exit", self.hook_view)
+
+    def _open(self) -> None:
+        if self.cfg.pidfile is not None:
+            self._pidfile = Pidfile(self.cfg.pidfile)
+            try:
+                self._pidfile.create(self.pid)
+            except (OSError, RuntimeError) as error:
+                raise ConfigurationError(f"pid file {self.cfg.pidfile}: {error}") from error
+        self.cfg.on_starting(self.hook_view)
+        self._listeners, self._systemd = listeners.open_all(self.cfg, self.log)
+        self.hook_view.LISTENERS = self._listeners
+        shown = ",".join(str(listener) for listener in self._listeners)
+        self.log.info("Listening at: %s (%s)", shown, self.pid)
+        self.log.info("Using worker: %s", self.cfg.worker_class_str)
+        self.cfg.nworkers_changed(self.hook_view, self.cfg.workers, None)
+        self.cfg.when_ready(self.hook_view)
+
+    async def _serve(self) -> int:
+        self._install_signals()
+        endpoints = self._endpoints()
+        for endpoint in endpoints:
+            await endpoint.start()
+        self._carry_out(self.generations.start(time.monotonic()))
+        while self._halt is None:
+            self._tick()
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                idle = self.generations.phase is api.Phase.STEADY
+                await asyncio.wait_for(self._wake.wait(), IDLE_TICK if idle else BUSY_TICK)
+        for endpoint in endpoints:
+            await endpoint.stop()
+        if self._halt.reason:
+            self.log.error("Shutting down: %s", self._halt.reason)
+        else:
+            self.log.info("Shutting down: monitor")
+        return self._halt.exit_code
+
+    def _endpoints(self) -> list[ControlServer | MetricsServer]:
+        endpoints: list[ControlServer | MetricsServer] = []
+        if self.cfg.control_bind != "none":
+            endpoints.append(ControlServer(self, bind=self.cfg.control_bind, log=self.log, pid=self.pid))
+        if self.cfg.metrics_bind:
+            endpoints.append(MetricsServer(self.status, bind=self.cfg.metrics_bind, log=self.log))
+        return endpoints
+
+    def _tick(self) -> None:
+        self._kill_silent_workers()
+        if self.generations.policy.schedule:
+            self._tell(machine.RequestsCounted(self._requests()))
+        self._tell(machine.Tick())
+
+    # --- facts and decisions ------------------------------------------------------------------------------------------
+
+    def _tell(self, *facts: machine.Fact) -> None:
+        """Put facts to the state machine, one at a time, also those that carrying out its decisions brings up."""
+        self._facts.extend(facts)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._facts:
+                self._carry_out(self.generations.handle(self._facts.popleft(), time.monotonic()))
+        finally:
+            self._handling = False
+        self._notify_ready()
+
+    def _ask(self, fact: machine.Fact) -> None:
+        """Put a request to the state machine.
+
+        Raises:
+            Refusal: why not.
+        """
+        try:
+            self._carry_out(self.generations.handle(fact, time.monotonic()))
+        except machine.Refusal as refusal:
+            raise Refusal(str(refusal)) from None
+        self._tell(machine.Tick())
+
+    def _carry_out(self, decisions: list[machine.Decision]) -> None:
+        for decision in decisions:
+            try:
+                self._carry_out_one(decision)
+            except Exception:
+                self.log.exception("could not carry out %s", decision)
+        self._wake.set()
+
+    def _carry_out_one(self, decision: machine.Decision) -> None:
+        match decision:
+            case machine.ExecMold(generation):
+                self._exec_mold(generation)
+            case machine.ForkWorker():
+                self._fork_worker(decision)
+            case machine.PromoteWorker(worker, generation):
+                self._promote(self.children.workers[worker], generation)
+            case machine.DrainWorker(worker, quick):
+                self._signal_worker(worker, signal.SIGQUIT if quick else signal.SIGTERM)
+            case machine.KillWorker(worker):
+                self._signal_worker(worker, signal.SIGKILL)
+            case machine.RetireMold(generation):
+                self.children.molds[generation].channel.send(wire.Retire())
+            case machine.KillMold(generation):
+                self._kill(self.children.molds[generation].pid, signal.SIGKILL)
+            case machine.Advanced(rollout):
+                self.log.info("%s to gen=%s: %s", rollout.kind, rollout.generation, rollout.phase)
+            case machine.Finished(rollout):
+                self._finished(rollout)
+            case machine.Halt():
+                self._halt = decision
+
+    def _exec_mold(self, generation: int) -> None:
+        channel, end = Channel.pair()
+        with end:
+            os.set_inheritable(end.fileno(), True)
+            environment = {**os.environ, "REFORK_CHANNEL_FD": str(end.fileno())}
+            flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
+            command = [sys.executable, *flags, "-c", _MOLD_COMMAND, *self.app.argv]
+            self.cfg.pre_exec(self.hook_view)
+            with contextlib.chdir(self._start_directory):
+                pid = os.posix_spawn(sys.executable, command, environment)
+        mold = MoldProcess(generation, pid, channel, time.monotonic())
+        self.children.molds[generation] = mold
+        channel.send(wire.Load(generation), self._descriptors())
+        self._listen(channel, lambda: self._hear_mold(mold))
+        self.log.info("mold gen=%s pid=%s loading", generation, pid)
+
+    def _descriptors(self) -> tuple[int, ...]:
+        return (self.scoreboard.fd, *(listener.fileno() for listener in self._listeners))
+
+    def _fork_worker(self, order: machine.ForkWorker) -> None:
+        channel, end = Channel.pair()
+        row = self.children.take_row()
+        cells = self.scoreboard.row(row)
+        cells.clear()
+        worker = WorkerProcess(
+            order.worker, order.slot, order.generation, row, cells, channel, time.monotonic(), self.cfg, self.log
+        )
+        self.children.workers[worker.id] = worker
+        self._listen(channel, lambda: self._hear_worker(worker))
+        with end:
+            mold = self.children.molds.get(order.generation)
+            # If this fails the other end is closed with `end`, and the channel's end-of-file says the rest.
+            if mold is not None:
+                mold.channel.send(wire.Fork(worker.id, worker.slot, row), (end.fileno(),))
+
+    def _promote(self, worker: WorkerProcess, generation: int) -> None:
+        worker.promoting = generation
+        worker.channel.send(wire.Promote(generation), self._descriptors())
+        self._kill(worker.pid, signal.SIGTERM)
+
+    def _signal_worker(self, number: int, what: signal.Signals) -> None:
+        worker = self.children.workers.get(number)
+        if worker is None:
+            return
+        if worker.pid == 0:
+            worker.doomed = True  # it is told by its first word
+        else:
+            self._kill(worker.pid, what)
+
+    def _kill(self, pid: int, what: signal.Signals) -> None:
+        # The pid is a child's that has not been waited for, so it cannot have been given to anybody else.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, what)
+
+    def _finished(self, rollout: machine.Rollout) -> None:
+        outcome = rollout.outcome or api.Outcome.FAILED
+        self.outcomes[rollout.kind, rollout.trigger, outcome] += 1
+        seconds = rollout.since - rollout.started
+        if outcome is api.Outcome.SUCCEEDED:
+            self.log.info("%s to gen=%s succeeded after %.3f s", rollout.kind, rollout.generation, seconds)
+            self._close_replaced_listeners()
+        else:
+            self.log.error(
+                "%s to gen=%s failed after %.3f s: %s", rollout.kind, rollout.generation, seconds, rollout.reason
+            )
+            self._bar_class(rollout)
+        self._hook("after_refork", self.hook_view, outcome.value)
+
+    def _bar_class(self, rollout: machine.Rollout) -> None:
+        """Do not try again with a worker class that we do not know and that does not come back clean."""
+        name = self.cfg.worker_class_str
+        in_promotion = {api.Phase.DRAINING, api.Phase.SEALING}
+        if name in REFORKING or rollout.phase not in in_promotion or self.generations.phase is api.Phase.STOPPING:
+            return
+        self.generations.barred = (
+            f"worker class {name} is served but not reforked: it did not come back clean from a graceful stop"
+            f" ({rollout.reason})"
+        )
+        self.log.warning("%s", self.generations.barred)
+
+    # --- what children say --------------------------------------------------------------------------------------------
+
+    def _listen(self, channel: Channel, hear: Callable[[], None]) -> None:
+        asyncio.get_running_loop().add_reader(channel.fileno(), hear)
+
+    def _hang_up(self, channel: Channel) -> None:
+        if channel.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(channel.fileno())
+            channel.close()
+
+    def _next_message(self, channel: Channel, pid: int) -> wire.AnyMessage | None:
+        """Return a message, None if there is none to come."""
+        if channel.fileno() < 0:
+            return None
+        try:
+            received = channel.receive()
+        except BlockingIOError:
+            return None
+        except wire.Garbled as error:
+            self.log.error("pid=%s sent what is no message (%s): it is killed", pid, error)
+            received = None
+            if pid:
+                self._kill(pid, signal.SIGKILL)
+        if received is None:
+            self._hang_up(channel)
+            return None
+        wire.close_all(received[1])
+        return received[0]
+
+    def _hear_mold(self, mold: MoldProcess) -> None:
+        while (message := self._next_message(mold.channel, mold.pid)) is not None:
+            match message:
+                case wire.MoldReady():
+                    self._mold_ready(mold, message)
+                case wire.MoldFailed(reason, exit_code):
+                    mold.failure, mold.exit_code = reason, exit_code
+                case wire.ForkFailed(number, reason):
+                    self._stillborn(number, reason)
+                case _:
+                    self.log.error("%s sent an unexpected %s", mold, type(message).__name__)
+
+    def _hear_worker(self, worker: WorkerProcess) -> None:
+        while (message := self._next_message(worker.channel, worker.pid)) is not None:
+            match message:
+                case wire.Born(pid):
+                    self._worker_born(worker, pid)
+                case wire.Ready():
+                    seconds = time.monotonic() - worker.started
+                    self.log.info("%s ready after %.3f s", worker, seconds)
+                    self._tell(machine.WorkerReady(worker.id))
+                case wire.Failed(reason):
+                    worker.failure = reason
+                case wire.Drained():
+                    self._tell(machine.WorkerDrained(worker.id))
+                case wire.PromotionRefused(reason):
+                    self._tell(machine.PromotionRefused(worker.id, reason))
+                case wire.MoldReady():
+                    self._promoted(worker, message)
+                    return
+                case _:
+                    self.log.error("%s sent an unexpected %s", worker, type(message).__name__)
+        if worker.pid == 0 and worker.channel.fileno() < 0:
+            self._stillborn(worker.id, "it ended before its first word")
+
+    def _worker_born(self, worker: WorkerProcess, pid: int) -> None:
+        worker.pid = pid
+        if worker.doomed or worker.id not in self.generations.workers:
+            self._kill(pid, signal.SIGKILL)
+        else:
+            self._tell(machine.WorkerBorn(worker.id))
+
+    def _stillborn(self, number: int, reason: str) -> None:
+        worker = self.children.workers.get(number)
+        if worker is not None and worker.pid == 0:
+            self.log.error("worker[%s] gen=%s could not be forked: %s", worker.slot, worker.generation, reason)
+            self._forget_worker(worker)
+            self._tell(machine.WorkerGone(number, reason))
+
+    def _promoted(self, worker: WorkerProcess, message: wire.MoldReady) -> None:
+        self._count_out(worker)
+        mold = self.children.promote(worker, worker.promoting or 0)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(mold.channel.fileno())
+        self._listen(mold.channel, lambda: self._hear_mold(mold))
+        self._mold_ready(mold, message)
+        self._hear_mold(mold)
+
+    def _mold_ready(self, mold: MoldProcess, message: wire.MoldReady) -> None:
+        mold.seal = api.SealStatus(
+            sealed=message.sealed,
+            reason=message.reason,
+            objects=message.objects,
+            total_objects=message.total_objects,
+            seconds=message.seconds,
+        )
+        verb = "sealed" if message.sealed else f"frozen ({message.reason})"
+        self.log.info("%s ready: objects=%s %s in %.3f s", mold, message.objects, verb, message.seconds)
+        self._tell(machine.MoldReady(mold.generation))
+
+    # --- the end of children ------------------------------------------------------------------------------------------
+
+    def _reap(self) -> None:
+        for worker in self.children.unborn():
+            self._hear_worker(worker)  # its pid may be on the line still
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            process = self.children.by_pid(pid)
+            if isinstance(process, WorkerProcess):
+                self._hear_worker(process)
+                process = self.children.by_pid(pid)  # its last words may have made it a mold
+            if isinstance(process, WorkerProcess):
+                self._worker_gone(process, status)
+            elif process is not None:
+                self._mold_gone(process, status)
+
+    def _worker_gone(self, worker: WorkerProcess, status: int) -> None:
+        reason = worker.failure or describe_status(status)
+        log = self.log.info if status == 0 or worker.doomed else self.log.error
+        log("%s ended: %s", worker, reason)
+        self._forget_worker(worker)
+        self._hook("child_exit", self.hook_view, worker)
+        self._tell(machine.WorkerGone(worker.id, reason, clean=status == 0))
+
+    def _mold_gone(self, mold: MoldProcess, status: int) -> None:
+        self._hear_mold(mold)
+        reason = mold.failure or describe_status(status)
+        retired = self.generations.molds.get(mold.generation)
+        expected = retired is None or retired.state is api.MoldState.RETIRING
+        (self.log.info if expected else self.log.error)("%s ended: %s", mold, reason)
+        self._hang_up(mold.channel)
+        self.children.molds.pop(mold.generation, None)
+        if mold.was is not None:
+            self._hook("child_exit", self.hook_view, mold.was)
+        self._tell(machine.MoldGone(mold.generation, reason, mold.exit_code))
+
+    def _forget_worker(self, worker: WorkerProcess) -> None:
+        self._hang_up(worker.channel)
+        if self.children.workers.pop(worker.id, None) is not None:
+            self._count_out(worker)
+
+    def _count_out(self, worker: WorkerProcess) -> None:
+        """Add what a process has counted to its slot, and free its row."""
+        self.slot_requests[worker.slot] += worker.cells[Cell.REQUESTS]
+        self.slot_errors[worker.slot] += worker.cells[Cell.ERRORS]
+        self.children.release_row(worker.row)
+
+    def _kill_silent_workers(self) -> None:
+        """End workers whose loop has not turned for ``timeout`` seconds: first so that they can say where they were."""
+        if not self.cfg.timeout:
+            return
+        now = time.monotonic_ns()
+        for worker in self.children.workers.values():
+            known = self.generations.workers.get(worker.id)
+            if known is None or known.stage is not machine.Stage.READY:
+                continue
+            silent = (now - worker.cells[Cell.HEARTBEAT]) / 1e9
+            if silent <= self.cfg.timeout:
+                continue
+            if not worker.aborted:
+                self.log.critical("%s timed out: silent for %.0f s", worker, silent)
+            self._kill(worker.pid, signal.SIGKILL if worker.aborted else signal.SIGABRT)
+            worker.aborted = True
+
+    # --- signals ------------------------------------------------------------------------------------------------------
+
+    def _install_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number, handle in {
+            signal.SIGCHLD: self._reap,
+            signal.SIGTERM: lambda: self._stop(graceful=True),
+            signal.SIGINT: lambda: self._stop(graceful=False),
+            signal.SIGQUIT: lambda: self._stop(graceful=False),
+            signal.SIGHUP: self._reload,
+            signal.SIGTTIN: lambda: self._resize(self.generations.wanted + 1),
+            signal.SIGTTOU: lambda: self._resize(max(1, self.generations.wanted - 1)),
+            signal.SIGUSR1: self._reopen_logs,
+            signal.SIGUSR2: self._refuse_reexec,
+            signal.SIGWINCH: self._stop_workers,
+            signal.SIGURG: self._refork_by_signal,
+        }.items():
+            loop.add_signal_handler(number, self._on_signal, number, handle)
+
+    def _on_signal(self, number: int, handle: Callable[[], None]) -> None:
+        if number != signal.SIGCHLD:
+            self.log.info("Handling signal: %s", signal.Signals(number).name[3:].lower())
+        try:
+            handle()
+        except Exception:
+            self.log.exception("handling a signal failed")
+
+    def _stop(self, *, graceful: bool) -> None:
+        systemd.sd_notify("STOPPING=1", self.log)
+        for listener in self._listeners:
+            if listener.sock is not None:
+                listener.close()
+        self._tell(machine.StopRequested(graceful=graceful))
+
+    def _resize(self, wanted: int) -> None:
+        before, self.hook_view.num_workers = self.generations.wanted, wanted
+        self.cfg.nworkers_changed(self.hook_view, wanted, before)
+        self._tell(machine.Resized(wanted))
+
+    def _stop_workers(self) -> None:
+        if self.cfg.daemon:  # as gunicorn has it: a terminal that changes its size is no reason
+            self._resize(0)
+
+    def _reopen_logs(self) -> None:
+        self.log.reopen_files()
+        for pid in self.children.pids():
+            self._kill(pid, signal.SIGUSR1)
+
+    def _refuse_reexec(self) -> None:
+        self.log.warning("USR2 does nothing: refork does not re-execute itself. HUP loads new code without downtime.")
+
+    def _refork_by_signal(self) -> None:
+        try:
+            self._ask(machine.ReforkRequested(api.Trigger.SIGNAL, self._requests()))
+        except Refusal as refusal:
+            self.log.warning("refork refused: %s", refusal)
+
+    def _reload(self) -> None:
+        """Take up a new configuration and, by a rebase, new code; a broken one leaves everything as it is."""
+        from refork.cli import load_application  # noqa: PLC0415 - cli imports this module
+
+        try:
+            app = load_application(self.app.argv, directory=self._start_directory)
+            self._reopen_listeners(app.cfg)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a configuration file may do anything
+            self.log.error("the new configuration is broken, the old one stays: %s", describe(error))
+            return
+        self.app, self.cfg = app, app.cfg
+        self.log.setup(self.cfg)
+        self.log.reopen_files()
+        self.hook_view.app, self.hook_view.cfg = app, self.cfg
+        self._hook("on_reload", self.hook_view)
+        self.generations.policy = policy_of(self.cfg)
+        self.generations.barred = ""
+        if self.cfg.workers != self.generations.wanted:
+            self._resize(self.cfg.workers)
+        self._ask(machine.RebaseRequested(api.Trigger.RELOAD))
+
+    def _reopen_listeners(self, cfg: Any) -> None:
+        """Listen where the new configuration says; the old sockets stay open until nobody serves from them."""
+        if cfg.address == self.cfg.address or self._systemd:
+            return
+        opened, _ = listeners.open_all(cfg, self.log)
+        self._close_replaced_listeners()
+        self._replaced_listeners, self._listeners = self._listeners, opened
+        self.hook_view.LISTENERS = opened
+        self.log.info("Listening at: %s (%s)", ",".join(str(listener) for listener in opened), self.pid)
+
+    def _close_replaced_listeners(self) -> None:
+        listeners.close_all(self._replaced_listeners, unlink=True)
+        self._replaced_listeners = []
+
+    # --- what the control endpoint asks -------------------------------------------------------------------------------
+
+    def status(self) -> api.Status:
+        """Return everything there is to know."""
+        return report.status(self)
+
+    def refork(self, command: api.ReforkCommand) -> api.Accepted:
+        """Begin a refork.
+
+        Raises:
+            Refusal: why not.
+        """
+        self._ask(machine.ReforkRequested(api.Trigger.COMMAND, self._requests(), command.slot))
+        return self._accepted()
+
+    def rebase(self, command: api.RebaseCommand) -> api.Accepted:
+        """Begin to load the application afresh.
+
+        Raises:
+            Refusal: why not.
+        """
+        del command
+        self._ask(machine.RebaseRequested(api.Trigger.COMMAND))
+        return self._accepted()
+
+    def workers(self, command: api.WorkersCommand) -> api.Accepted:
+        """Change the number of workers.
+
+        Raises:
+            Refusal: the number makes no sense.
+        """
+        if not 1 <= command.count <= ROWS // 4:
+            raise Refusal(f"{command.count} workers cannot be: choose 1 to {ROWS // 4}")
+        self._resize(command.count)
+        return api.Accepted("", f"{command.count} workers")
+
+    def operation(self, operation: str) -> api.RolloutStatus | None:
+        """Return a refork or rebase by its id: the one under way, or the last one."""
+        now = time.monotonic()
+        for rollout in (self.generations.rollout, self.generations.last_rollout):
+            if rollout is not None and str(rollout.id) == operation:
+                return report.rollout(rollout, now=now)
+        return None
+
+    def _accepted(self) -> api.Accepted:
+        rollout = self.generations.rollout or self.generations.last_rollout
+        if rollout is None:
+            return api.Accepted("", "done")
+        return api.Accepted(str(rollout.id), f"{rollout.kind} to generation {rollout.generation} has begun")
+
+    # --- small verbs --------------------------------------------------------------------------------------------------
+
+    def _requests(self) -> dict[int, int]:
+        return {worker.id: worker.cells[Cell.REQUESTS] for worker in self.children.workers.values()}
+
+    def _notify_ready(self) -> None:
+        if not self._notified and self.generations.phase is api.Phase.STEADY:
+            self._notified = True
+            systemd.sd_notify("READY=1\nSTATUS=serving", self.log)
+            self.log.info("serving: workers=%s gen=%s", self.generations.ready(), self.generations.current)
+
+    def _hook(self, name: str, *arguments: Any) -> None:
+        try:
+            getattr(self.cfg, name)(*arguments)
+        except Exception:
+            self.log.exception("the hook %s failed", name)
