@@ -11,6 +11,8 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from refork import listeners
+
 if TYPE_CHECKING:
     from refork.hooks import Server
     from refork.scoreboard import Scoreboard
@@ -43,9 +45,7 @@ class Lineage:
 
     def close_listeners(self) -> None:
         """Let go of the listening sockets; some worker classes have done so already."""
-        for listener in self.listeners:
-            if listener.sock is not None:
-                listener.close()
+        listeners.close_all(self.listeners, unlink=False)
         self.listeners.clear()
 
 

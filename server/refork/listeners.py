@@ -6,6 +6,7 @@ sockets on their way out, so a promoted worker gets them anew from the monitor.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -13,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import systemd, util
-from gunicorn.sock import TCP6Socket, TCPSocket, UnixSocket, close_sockets
+from gunicorn.sock import TCP6Socket, TCPSocket, UnixSocket
 
 from refork.errors import ConfigurationError
 
@@ -91,21 +92,18 @@ def _explain(shown: str, error: OSError) -> str:
     fix = {
         errno.EADDRINUSE: "another process listens there: stop it, or choose another --bind",
         errno.EADDRNOTAVAIL: "this machine has no such address: check --bind",
-        errno.EACCES: "not permitted: ports below 1024 need root or CAP_NET_BIND_SERVICE, unix sockets a writable folder",
+        errno.EACCES: "not permitted: a port below 1024 needs CAP_NET_BIND_SERVICE, a unix socket a writable folder",
         errno.ENOENT: "the folder does not exist: create it, or choose another --bind",
     }.get(error.errno or 0, "check --bind")
     return f"cannot bind {shown}: {error.strerror}; {fix}"
 
 
-def close_all(listeners: list[Any], *, unlink: bool) -> None:
+def close_all(listeners: Iterable[Any], *, unlink: bool) -> None:
     """Stop listening; ``unlink`` removes unix sockets from the file system."""
-    close_sockets(listeners, unlink=False)
-    if not unlink:
-        return
     for listener in listeners:
+        if listener.sock is not None:
+            listener.close()
         address = listener.cfg_addr
-        if isinstance(address, str) and not address.startswith("\0"):
-            try:
+        if unlink and isinstance(address, str) and not address.startswith("\0"):
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(address)
-            except FileNotFoundError:
-                pass

@@ -497,9 +497,7 @@ class Monitor:
 
     def _stop(self, *, graceful: bool) -> None:
         systemd.sd_notify("STOPPING=1", self.log)
-        for listener in self._listeners:
-            if listener.sock is not None:
-                listener.close()
+        listeners.close_all(self._listeners, unlink=not self._systemd)
         self._tell(machine.StopRequested(graceful=graceful))
 
     def _resize(self, wanted: int) -> None:

@@ -1,8 +1,11 @@
 """gunicorn's own ASGI worker.
 
-Three things are added: it notices a stop at once instead of with its next heartbeat; idle keep-alive connections are
-closed after ``drain_seconds`` instead of holding up the drain; and, if asked to, what lifespan startup has loaded is
-carried across the promotion.
+It decides whether a connection is kept when it writes the headers of a response and once more when the response is
+complete. A stop in between turns an announced keep-alive into a close, and a client that has sent its next request
+loses it. Here a stop begins with a drain: while it lasts the worker counts as alive, every response that begins
+announces ``Connection: close``, and what was announced is kept to. Idle connections are closed after ``drain_seconds``.
+
+And, if asked to, what lifespan startup has loaded is carried across the promotion.
 """
 
 from __future__ import annotations
@@ -20,13 +23,34 @@ from refork.workers.lifespan import KeptLifespan, keep
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+POLL = 0.02
+"""Seconds between two looks at what is still open."""
+
 
 class _Protocol(ASGIProtocol):  # type: ignore[misc]
-    """A connection that its worker knows of, so that it can be told to end."""
+    """A connection that its worker knows of, and that decides once a request whether it is to be closed."""
+
+    _decided: Any = None
+    _closing = False
+
+    @property
+    def serves_http1(self) -> bool:
+        """Whether it is open and neither a WebSocket nor HTTP/2, which have an ending of their own."""
+        return not self._conn_lost_handled and self._websocket is None and self.reader is None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.worker.connections.add(self)
         super().connection_made(transport)
+
+    def _will_close(self, request: Any, response_requires_close: bool) -> bool:  # noqa: FBT001 - gunicorn's signature
+        if self._decided is not request:
+            self._decided, self._closing = request, self.worker.draining
+        return self._closing or super()._will_close(request, response_requires_close)
+
+    def close_if_idle(self) -> None:
+        """Close the connection if it waits for a request."""
+        if self._awaiting_request and not self._finishing_calls:
+            self._keepalive_timeout()
 
 
 # The class looks its protocol up in its module; there is no other way to say which.
@@ -45,11 +69,14 @@ class Asgi:
     servers: Iterable[Any]
     state: dict[str, Any]
     tmp: Any
+    alive: bool
     _main: asyncio.Task[Any] | None = None
+    _drainer: asyncio.Task[Any] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.connections: WeakSet[_Protocol] = WeakSet()
+        self.draining = False
 
     def load_wsgi(self) -> None:
         """Load the application, and count its requests."""
@@ -61,25 +88,36 @@ class Asgi:
         self.asgi = counted(self.asgi, self.tmp.row)
 
     def handle_exit_signal(self) -> None:
-        """Stop, and wake up from the sleep between two heartbeats: the loop takes a cancellation for a stop."""
-        super().handle_exit_signal()  # type: ignore[misc]
-        if self.servers and self._main is not None:
-            self._main.cancel()
+        """Begin to drain; before there is anything to drain, just stop."""
+        if self.servers and self._main is not None and not self.draining:
+            self.draining = True
+            self._drainer = self.loop.create_task(self._drain(self._main))
+        elif not self.draining:
+            super().handle_exit_signal()  # type: ignore[misc]
+
+    async def _drain(self, main: asyncio.Task[Any]) -> None:
+        for server in self.servers:
+            server.close()
+        self.loop.call_later(self.cfg.drain_seconds, self._close_idle)
+        deadline = self.loop.time() + self.cfg.graceful_timeout
+        while any(connection.serves_http1 for connection in self.connections) and self.loop.time() < deadline:
+            await asyncio.sleep(POLL)  # noqa: ASYNC110 - the connections are gunicorn's, and tell nobody of their end
+        self.alive = False
+        main.cancel()  # the serving loop takes it for the end of its sleep between two heartbeats
 
     async def _serve(self) -> None:
         self._main = asyncio.current_task()
         await super()._serve()  # type: ignore[misc]
 
     async def _shutdown(self) -> None:
-        self._main = None
-        linger = self.loop.call_later(self.cfg.drain_seconds, self._close_idle)
-        if self.tmp.promoting() and self.cfg.lifespan_keep and self.lifespan is not None:
+        kept = KeptLifespan.of(self.app.wsgi())  # type: ignore[attr-defined]
+        if self.tmp.promoting() and self.cfg.lifespan_keep and self.lifespan is not None and kept is None:
             keep(self.app.wsgi(), task=self.lifespan._task, state=self.state)  # type: ignore[attr-defined]  # noqa: SLF001
             self.lifespan = None
         await super()._shutdown()  # type: ignore[misc]
-        linger.cancel()
 
     def _close_idle(self) -> None:
         for connection in list(self.connections):
-            if connection._keepalive_handle is not None:  # noqa: SLF001 - armed exactly while it is idle
-                connection._keepalive_timeout()  # noqa: SLF001
+            connection.close_if_idle()
+        if self.draining and self.alive:  # those that were busy may be idle by the next time
+            self.loop.call_later(POLL, self._close_idle)
