@@ -1,0 +1,410 @@
+# ruff: noqa: D101 - what a setting is for is said in its desc, which python -OO leaves alone
+"""What refork can be told, in gunicorn's own form: importing this module makes the settings known to gunicorn.
+
+So they work wherever gunicorn's do: on the command line, in the configuration file, in ``GUNICORN_CMD_ARGS``. Each
+class is data and a text that teaches; the texts are what ``--help`` and docs/SETTINGS.md show. A validator either
+returns the value that the server works with or says, in a sentence, what would have been right.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.config import validate_bool, validate_callable
+
+from refork.address import AddressError, parse, parse_unix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    class Setting:
+        """gunicorn's class, which has no types; its metaclass registers what is derived from it."""
+
+else:
+    from gunicorn.config import Setting
+
+SECTION = "Refork"
+HOOKS_SECTION = "Refork Hooks"
+
+_HOW_TO_SCHEDULE = "write the number of requests, like 1000, or one for each generation, like 50,100,1000; 0 for never"
+
+
+# --- validators -------------------------------------------------------------------------------------------------------
+
+
+def parse_schedule(value: object) -> tuple[int, ...]:
+    """Read request counts, one per generation, from a text, an int or a list; empty for never.
+
+    Raises:
+        ValueError: it is no schedule; says how to write one.
+    """
+    if isinstance(value, str):
+        parts: list[object] = [part.strip() for part in value.split(",")]
+    elif isinstance(value, (list, tuple)):
+        parts = list(value)
+    else:
+        parts = [value]
+    counts = tuple(_request_count(part, of=value) for part in parts)
+    if counts == (0,):
+        return ()
+    if 0 in counts:
+        raise ValueError(f"{value!r} is no schedule, 0 stands alone: {_HOW_TO_SCHEDULE}")
+    return counts
+
+
+def _request_count(part: object, *, of: object) -> int:
+    if isinstance(part, int) and not isinstance(part, bool) and part >= 0:
+        return part
+    if isinstance(part, str) and part.isascii() and part.isdigit() and len(part) < len("9" * 19):
+        return int(part)
+    raise ValueError(f"{of!r} is no schedule: {_HOW_TO_SCHEDULE}")
+
+
+def _whole(*, at_least: int) -> Callable[[object], int]:
+    def validate(value: object) -> int:
+        try:
+            number = int(value, 10) if isinstance(value, str) else value
+        except ValueError:
+            number = None
+        if not isinstance(number, int) or isinstance(number, bool) or number < at_least:
+            raise ValueError(f"{value!r}: write a whole number, {at_least} or more")
+        return number
+
+    return validate
+
+
+def _seconds(*, zero: bool) -> Callable[[object], float]:
+    wanted = "0 or more" if zero else "more than 0"
+
+    def validate(value: object) -> float:
+        try:
+            number = float(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else math.nan
+        except (ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
+            raise ValueError(f"{value!r}: write a number of seconds, {wanted}, like 2.5")
+        return number
+
+    return validate
+
+
+def _control_address(value: object) -> str:
+    if value in (None, "", "auto"):
+        return ""
+    if value == "none":
+        return "none"
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r}: write unix:@NAME, unix:/ABSOLUTE/PATH, or none")
+    try:
+        return str(parse_unix(value.strip()))
+    except AddressError as error:
+        raise ValueError(f"{error}, or none (the endpoint gives commands to the server: it has no TCP)") from error
+
+
+def _metrics_address(value: object) -> str:
+    if value in (None, "", "none"):
+        return ""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r}: write HOST:PORT, :PORT or unix:/ABSOLUTE/PATH, in quotes")
+    return str(parse(value.strip()))
+
+
+def _no_hook(_: Any) -> None:
+    """What a hook with one argument does unless it is set."""
+
+
+def _no_server_hook(_server: Any, _outcome: Any) -> None:
+    """What a hook with two arguments does unless it is set."""
+
+
+# --- when to refork, and how to roll ----------------------------------------------------------------------------------
+
+
+class ReforkAfter(Setting):
+    name = "refork_after"
+    section = SECTION
+    cli = ("--refork-after",)
+    meta = "REQUESTS[,REQUESTS...]"
+    validator = parse_schedule
+    default = "1000"
+    desc = """\
+        Refork by itself when the first worker has served so many requests: one number for each generation, 0 for never.
+
+        A worker is worth forking from when it is warm: when its caches are filled, its lazy imports done, its templates
+        compiled. The number of requests it has served stands for that. The default, `1000`, reforks once, when the
+        first worker has served 1,000 requests, and not again. `50,100,1000` does so three times: at 50 requests in the
+        generation that loaded the application, at 100 in the next, at 1,000 in the one after.
+
+        The schedule starts over whenever the application is loaded afresh (a rebase). `0` leaves it to `reforkctl
+        refork` and to `SIGURG`. In a configuration file it may also be an int or a list of them.
+
+        A worker that ends itself before, by `max_requests`, never gets there: let the schedule be below it.
+        """
+
+
+class ReforkSurge(Setting):
+    name = "refork_surge"
+    section = SECTION
+    cli = ("--refork-surge",)
+    meta = "INT"
+    validator = _whole(at_least=1)
+    type = int
+    default = 1
+    desc = """\
+        So many replacement workers may be booting at once while a new generation rolls out.
+
+        With `1`, slots change over one after the other. More makes a rollout shorter, and needs memory and processor
+        time for so many more workers meanwhile: little for a refork, whose workers share what they are forked from.
+        """
+
+
+class ReforkMaxUnavailable(Setting):
+    name = "refork_max_unavailable"
+    section = SECTION
+    cli = ("--refork-max-unavailable",)
+    meta = "INT"
+    validator = _whole(at_least=0)
+    type = int
+    default = 0
+    desc = """\
+        So many slots may be without a ready worker during a rollout.
+
+        With `0`, a worker is stopped only when its replacement is ready: capacity never falls below `workers`. Raise it
+        where memory is so short that the old worker has to go before the new one can come.
+        """
+
+
+class SpawnTimeout(Setting):
+    name = "spawn_timeout"
+    section = SECTION
+    cli = ("--spawn-timeout",)
+    meta = "SECONDS"
+    validator = _seconds(zero=False)
+    type = float
+    default = 60.0
+    desc = """\
+        A mold must have loaded the application, and a worker must be ready, so many seconds after its start.
+
+        One that takes longer is killed and counts as failed: service goes on with what there is, and it is tried again
+        later. Raise it for an application that takes longer to import.
+        """
+
+
+class PromoteTimeout(Setting):
+    name = "promote_timeout"
+    section = SECTION
+    cli = ("--promote-timeout",)
+    meta = "SECONDS"
+    validator = _seconds(zero=False)
+    type = float
+    default = 60.0
+    desc = """\
+        A promoted worker must have finished its requests and sealed its heap after so many seconds.
+
+        One that takes longer is killed, the refork has failed, and service goes on with the old generation. It must
+        exceed `graceful_timeout`, the time that the requests under way may take. Where it is not set and would not, it
+        is `graceful_timeout` and 30 seconds more.
+        """
+
+
+class CanarySeconds(Setting):
+    name = "canary_seconds"
+    section = SECTION
+    cli = ("--canary-seconds",)
+    meta = "SECONDS"
+    validator = _seconds(zero=True)
+    type = float
+    default = 2.0
+    desc = """\
+        The first worker of a new generation serves for so many seconds before the others follow.
+
+        If it ends within that time, the new generation is dropped, and the old one, whose mold and workers are all
+        still there, goes on. `0` lets the others follow as soon as the first is ready.
+        """
+
+
+class DrainSeconds(Setting):
+    name = "drain_seconds"
+    section = SECTION
+    cli = ("--drain-seconds",)
+    meta = "SECONDS"
+    validator = _seconds(zero=True)
+    type = float
+    default = 2.0
+    desc = """\
+        A worker that is told to stop leaves idle keep-alive connections open for so many seconds.
+
+        A client may be sending its next request at the very moment in which the server closes the connection, and sees
+        it fail. So for this time a draining worker still answers what arrives, with `Connection: close`, and closes
+        only then. It cannot be longer than `graceful_timeout`. `0` closes idle connections at once. Behind a proxy that
+        repeats such requests by itself, less is enough.
+        """
+
+
+class MaxGenerations(Setting):
+    name = "max_generations"
+    section = SECTION
+    cli = ("--max-generations",)
+    meta = "INT"
+    validator = _whole(at_least=0)
+    type = int
+    default = 0
+    desc = """\
+        After so many reforks the next one loads the application afresh instead (a rebase); 0 for no limit.
+
+        An object that has been sealed is never freed by later generations. It is shared, so it costs its memory once
+        and not once a worker, but it adds up with each refork. A rebase starts from nothing.
+        """
+
+
+class Seal(Setting):
+    name = "seal"
+    section = SECTION
+    cli = ("--no-seal",)
+    validator = validate_bool
+    action = "store_false"
+    default = True
+    desc = """\
+        Do not seal the heap of molds: freeze it only, as `gc.freeze()` does.
+
+        In the configuration file, `seal = False`. Sealing makes the objects of a mold immune to reference counting, so
+        that the workers forked from it keep sharing the pages they only read. Without it most of what refork saves is
+        lost. It is there to find out whether sealing has to do with a problem. What cannot be sealed (a free-threaded
+        interpreter, one without the C extension) is frozen in any case, and the status says so.
+        """
+
+
+class LifespanKeep(Setting):
+    name = "lifespan_keep"
+    section = SECTION
+    cli = ("--lifespan-keep",)
+    validator = validate_bool
+    action = "store_true"
+    default = False
+    desc = """\
+        ASGI: keep what lifespan startup has loaded when its worker is promoted.
+
+        By default lifespan shutdown runs when a worker is promoted, and startup runs again in every worker of the new
+        generation, so what startup loads is not shared. With this, a model that startup has put into `app.state` is
+        loaded once and shared by all. Mind what it means:
+
+        - shutdown is not run at promotion, nor is startup run in the new workers;
+        - what startup has opened is shared after the fork: a connection or a file position used by two processes
+          breaks. Open them in `after_worker_fork` or at the first request instead;
+        - tasks that startup has started do not run on in the new workers: their event loop has ended;
+        - shutdown of the kept lifespan is never run, not even when the server stops.
+
+        For the worker classes `asgi` and `uvicorn_worker.UvicornWorker`.
+        """
+
+
+# --- where to ask and to tell -----------------------------------------------------------------------------------------
+
+
+class ControlBind(Setting):
+    name = "control_bind"
+    section = SECTION
+    cli = ("--control-bind",)
+    meta = "ADDRESS"
+    validator = _control_address
+    default = ""
+    desc = """\
+        The unix socket where `reforkctl` finds the server: unix:@NAME, unix:/PATH or none.
+
+        Unless it is set, it is the abstract name `@refork/PID`, with the pid of the monitor: it needs no writable file
+        system, and `reforkctl` finds it by itself. Only root and the user who runs the server may command; the kernel
+        vouches for who asks. `none` switches it off.
+        """
+
+
+class MetricsBind(Setting):
+    name = "metrics_bind"
+    section = SECTION
+    cli = ("--metrics-bind",)
+    meta = "ADDRESS"
+    validator = _metrics_address
+    default = ""
+    desc = """\
+        Serve metrics for Prometheus, and probes, at HOST:PORT, :PORT or unix:/PATH; off unless set.
+
+        It is read-only, and asks nobody who they are: bind it where your monitoring, and nobody else, can reach it.
+        """
+
+
+# --- hooks ------------------------------------------------------------------------------------------------------------
+
+
+class BeforePromote(Setting):
+    name = "before_promote"
+    section = HOOKS_SECTION
+    validator = validate_callable(1)
+    default = staticmethod(_no_hook)
+    desc = """\
+        `before_promote(worker)`, in a worker that has stopped serving and is about to become a mold.
+
+        The place to end what must not be forked: threads, connections, event loops. What is still there afterwards
+        makes the promotion be refused. An exception here does so too.
+        """
+
+
+class AfterMoldFork(Setting):
+    name = "after_mold_fork"
+    section = HOOKS_SECTION
+    validator = validate_callable(1)
+    default = staticmethod(_no_hook)
+    desc = """\
+        `after_mold_fork(mold)`, in a promoted worker, before its heap is sealed.
+
+        The place to warm up what all workers to come should share, and to drop caches that none of them needs.
+        """
+
+
+class AfterPromote(Setting):
+    name = "after_promote"
+    section = HOOKS_SECTION
+    validator = validate_callable(1)
+    default = staticmethod(_no_hook)
+    desc = """\
+        `after_promote(mold)`, in a promoted worker, once its heap is sealed and it is ready to fork.
+
+        For what should happen only when nothing can go wrong any more, like telling somebody. What it writes to memory
+        is still shared with the workers.
+        """
+
+
+class BeforeWorkerFork(Setting):
+    name = "before_worker_fork"
+    section = HOOKS_SECTION
+    validator = validate_callable(1)
+    default = staticmethod(_no_hook)
+    desc = """\
+        `before_worker_fork(mold)`, in the mold, before each fork of a worker.
+
+        It runs next to gunicorn's `pre_fork`, which gets the worker to be. A worker cannot be forked if it raises.
+        """
+
+
+class AfterWorkerFork(Setting):
+    name = "after_worker_fork"
+    section = HOOKS_SECTION
+    validator = validate_callable(1)
+    default = staticmethod(_no_hook)
+    desc = """\
+        `after_worker_fork(worker)`, in each new worker, right after gunicorn's `post_fork`.
+
+        The place to make what every process needs of its own: connections, threads, seeds of random numbers.
+        """
+
+
+class AfterRefork(Setting):
+    name = "after_refork"
+    section = HOOKS_SECTION
+    validator = validate_callable(2)
+    default = staticmethod(_no_server_hook)
+    desc = """\
+        `after_refork(server, outcome)`, in the monitor, when a refork or a rebase has ended.
+
+        `outcome` is `"succeeded"` or `"failed"`. It runs in the monitor's event loop: while it runs, no worker is
+        replaced and no signal handled, so it should be short.
+        """
