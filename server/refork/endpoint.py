@@ -1,0 +1,301 @@
+"""An HTTP endpoint that a monitor can afford: small until it is used, and no client's trouble is another's.
+
+The monitor keeps workers alive; answering questions is what it does besides. So:
+
+- The web framework (a third of the monitor's memory and most of its import time) is loaded by the first client that
+  may ask something, not at boot.
+- Who may ask is decided before a byte is read, from the credentials that the kernel recorded when the client connected
+  (unix(7), SO_PEERCRED). A stranger is told so in one fixed answer; nothing of what it sends is parsed.
+- One request a connection, and a few seconds for all of it. A client that is slow, silent or endless is cut off.
+- Seats are limited. When all are taken, the one that sat longest goes: it is the one that hangs. Strangers have seats
+  of their own, and cannot take those of others.
+
+This module knows sockets and connections. It knows no routes, no commands and no metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from refork.bind import BACKLOG
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiohttp import web
+
+SECONDS_TO_ASK_AND_BE_ANSWERED = 10.0
+SECONDS_TO_FINISH_AT_STOP = 1.0
+SEATS = 64
+
+_UCRED = struct.Struct("3i")
+
+_TURNED_AWAY = b'{"error":"only root and the user that runs the server may use this socket"}'
+_TURNED_AWAY_ANSWER = (
+    b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_TURNED_AWAY), _TURNED_AWAY)
+)
+
+
+class Log(Protocol):
+    """The part of a logger that the endpoints use; gunicorn's and the standard library's both have it."""
+
+    def info(self, msg: str, /, *args: object) -> None:
+        """Write what is as it should be."""
+
+    def warning(self, msg: str, /, *args: object) -> None:
+        """Write what was refused."""
+
+    def error(self, msg: str, /, *args: object) -> None:
+        """Write what should not have happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who connected, according to the kernel. ``pid`` is 0 for a process outside our pid namespace."""
+
+    pid: int
+    uid: int
+
+
+def peer_of(transport: asyncio.BaseTransport) -> Peer | None:
+    """Ask the kernel who is at the other end; None where it cannot know (TCP)."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family != socket.AF_UNIX:
+        return None
+    pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return Peer(pid=pid, uid=uid)
+
+
+def anyone(_: Peer | None) -> bool:
+    """Let everybody in: for what is read-only."""
+    return True
+
+
+class _Seats:
+    """A limited number of connections; a new one sends away the one that sat longest."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken: dict[asyncio.Transport, None] = {}
+
+    def take(self, transport: asyncio.Transport) -> None:
+        self._taken[transport] = None
+        if len(self._taken) > self._limit:
+            longest = next(iter(self._taken))
+            self.leave(longest)
+            longest.abort()
+
+    def leave(self, transport: asyncio.Transport) -> None:
+        self._taken.pop(transport, None)
+
+    def clear(self) -> None:
+        for transport in list(self._taken):
+            transport.abort()
+        self._taken.clear()
+
+
+class _Seated(asyncio.Protocol):
+    """A connection that has a seat and a deadline."""
+
+    def __init__(self, seats: _Seats) -> None:
+        self._seats = seats
+        self._transport: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._seats.take(transport)
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(SECONDS_TO_ASK_AND_BE_ANSWERED, transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._transport is not None:
+            self._seats.leave(self._transport)
+        self._transport = None
+
+
+class _Stranger(_Seated):
+    """Somebody who may not ask: hears so after the first word, whatever the word."""
+
+    def data_received(self, data: bytes) -> None:
+        del data
+        if self._transport is not None:
+            self._transport.write(_TURNED_AWAY_ANSWER)
+            self._transport.close()
+
+
+class _Guest(_Seated):
+    """Somebody who may ask: every event goes on to the web framework's own protocol."""
+
+    def __init__(self, seats: _Seats, *, endpoint: Endpoint) -> None:
+        super().__init__(seats)
+        self._endpoint = endpoint
+        self._inner: asyncio.Protocol | None = None
+        self._welcome: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self._transport is not None:
+            self._transport.pause_reading()
+            self._welcome = asyncio.get_running_loop().create_task(self._hand_over())
+
+    async def _hand_over(self) -> None:
+        inner = await self._endpoint.protocol()
+        if self._transport is None:
+            return
+        if inner is None:
+            self._transport.abort()
+            return
+        self._inner = inner
+        inner.connection_made(self._transport)
+        self._transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        if self._inner is not None:
+            self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received() if self._inner is not None else None
+
+    def pause_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._inner is not None:
+            self._inner.connection_lost(exc)
+
+
+class _Doorman(asyncio.Protocol):
+    """Looks at who connected, and shows them to a seat."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        seated = self._endpoint.seat(peer_of(transport))
+        transport.set_protocol(seated)
+        seated.connection_made(transport)
+
+
+class Endpoint:
+    """One listening socket with one web application behind it.
+
+    Args:
+        build: makes the application, when the first client comes.
+        log: hears of an application that cannot be made.
+        admit: who may ask.
+        turned_away: is told of each one who may not.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], web.Application],
+        *,
+        log: Log,
+        admit: Callable[[Peer | None], bool] = anyone,
+        turned_away: Callable[[Peer | None], None] = lambda _: None,
+    ) -> None:
+        self._build = build
+        self._log = log
+        self._admit = admit
+        self._turned_away = turned_away
+        self._guests = _Seats(SEATS)
+        self._strangers = _Seats(SEATS)
+        self._runner: web.AppRunner | None = None
+        self._preparing = asyncio.Lock()
+        self._server: asyncio.Server | None = None
+        self._file: tuple[str, os.stat_result] | None = None
+
+    async def start(self, sock: socket.socket) -> None:
+        """Serve a listening socket, which is ours from now on."""
+        name = sock.getsockname()
+        if sock.family == socket.AF_UNIX and isinstance(name, str):
+            self._file = (name, os.stat(name))
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Doorman(self), sock=sock, backlog=BACKLOG)
+
+    async def stop(self) -> None:
+        """Stop listening, let answers under way go out, leave no file behind."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        self._remove_file()
+        async with self._preparing:
+            runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+        self._guests.clear()
+        self._strangers.clear()
+
+    def seat(self, peer: Peer | None) -> _Seated:
+        """Decide what to do with a new connection."""
+        if self._admit(peer):
+            return _Guest(self._guests, endpoint=self)
+        self._turned_away(peer)
+        return _Stranger(self._strangers)
+
+    async def protocol(self) -> asyncio.Protocol | None:
+        """Make the web framework's handler of one connection; None when there can be none."""
+        async with self._preparing:
+            if self._server is not None and self._runner is None:
+                try:
+                    self._runner = await _prepare(self._build)
+                except Exception as error:  # noqa: BLE001  (a broken installation must not cost the monitor its life)
+                    self._log.error("endpoint unusable error=%r", error)
+        if self._runner is None or self._runner.server is None:
+            return None
+        return self._runner.server()
+
+    def _remove_file(self) -> None:
+        """Remove the socket's file, unless another server has put its own there since."""
+        if self._file is None:
+            return
+        path, bound = self._file
+        self._file = None
+        with suppress(OSError):
+            if os.path.samestat(os.lstat(path), bound):
+                os.unlink(path)
+
+
+async def _prepare(build: Callable[[], web.Application]) -> web.AppRunner:
+    """Load the web framework; it neither takes signals nor writes to anybody's log."""
+    from aiohttp import web  # noqa: PLC0415  (see the header: not at boot)
+
+    options: dict[str, Any] = {
+        "access_log": None,
+        "auto_decompress": False,  # a few bytes that become many are no command
+        "lingering_time": SECONDS_TO_FINISH_AT_STOP,
+        "logger": _silent_logger(),
+        "tcp_keepalive": False,
+    }
+    runner = web.AppRunner(build(), handle_signals=False, shutdown_timeout=SECONDS_TO_FINISH_AT_STOP, **options)
+    await runner.setup()
+    return runner
+
+
+def _silent_logger() -> logging.Logger:
+    """Swallow what the framework says about clients that speak no HTTP."""
+    logger = logging.getLogger("refork.endpoint")
+    logger.propagate = False
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+    return logger
