@@ -89,8 +89,10 @@ class Children:
 
     def by_pid(self, pid: int) -> WorkerProcess | MoldProcess | None:
         """Return the process with this pid, if it is known by it."""
-        processes: list[WorkerProcess | MoldProcess] = [*self.workers.values(), *self.molds.values()]
-        return next((process for process in processes if process.pid == pid), None)
+        return next((process for process in self._all() if process.pid == pid), None)
+
+    def _all(self) -> list[WorkerProcess | MoldProcess]:
+        return [*self.workers.values(), *self.molds.values()]
 
     def unborn(self) -> list[WorkerProcess]:
         """Return the workers that have not said a word."""
@@ -98,7 +100,7 @@ class Children:
 
     def pids(self) -> list[int]:
         """Return the pids of all processes that are known by theirs."""
-        return [p.pid for p in (*self.workers.values(), *self.molds.values()) if p.pid]
+        return [process.pid for process in self._all() if process.pid]
 
     def promote(self, worker: WorkerProcess, generation: int) -> MoldProcess:
         """Take a worker for the mold it has become."""

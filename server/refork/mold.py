@@ -160,10 +160,17 @@ def main() -> None:
     try:
         lineage = load(sys.argv[1:], monitor=monitor, descriptors=descriptors)
     except BaseException as error:  # noqa: BLE001 - an application may raise anything while it is imported
-        code = WORKER_BOOT_ERROR if isinstance(error, ConfigurationError) else APP_LOAD_ERROR
-        channel.send(wire.MoldFailed(wire.clip(describe(error)), code))
-        sys.exit(code)
+        status = exit_status(error)
+        channel.send(wire.MoldFailed(wire.clip(describe(error)), status))
+        sys.exit(status)
     live(Mold(lineage, channel, order.generation, promoted=False))
+
+
+def exit_status(error: BaseException) -> int:
+    """Return the status that gunicorn's arbiter ends with when its workers meet this while they boot."""
+    if isinstance(error, AppImportError):
+        return APP_LOAD_ERROR
+    return error.exit_status if isinstance(error, ConfigurationError) else WORKER_BOOT_ERROR
 
 
 def load(argv: Sequence[str], *, monitor: int, descriptors: tuple[int, ...]) -> Lineage:
@@ -172,7 +179,7 @@ def load(argv: Sequence[str], *, monitor: int, descriptors: tuple[int, ...]) -> 
 
     app = load_application(list(argv))
     cfg = app.cfg
-    log = cfg.logger_class(cfg)
+    log = cfg.open_log()
     set_title("refork:mold[loading]")
     mold_signals(log)
     os.environ.update(cfg.env)
@@ -187,13 +194,8 @@ def load(argv: Sequence[str], *, monitor: int, descriptors: tuple[int, ...]) -> 
     os.umask(cfg.umask)
     util.set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
     die_with_parent(monitor)
-    try:
-        app.wsgi()
-    except AppImportError as error:
-        raise ConfigurationError(str(error)) from error
-    return Lineage(
-        app=app, log=log, server=server, worker_class=worker_class, scoreboard=Scoreboard(scoreboard_fd)
-    )
+    app.wsgi()
+    return Lineage(app=app, log=log, server=server, worker_class=worker_class, scoreboard=Scoreboard(scoreboard_fd))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class Monitor:
     def __init__(self, app: ReforkApplication) -> None:
         self.app = app
         self.cfg: Any = app.cfg
-        self.log: Any = self.cfg.logger_class(self.cfg)
+        self.log: Any = self.cfg.open_log()
         self.pid = os.getpid()
         self.started_at = time.time()
         self.started = time.monotonic()
@@ -103,7 +103,12 @@ class Monitor:
         self.log.info("Starting refork %s", __version__)
         become_subreaper()
         set_title(f"refork:monitor[{self.cfg.proc_name}]")
-        self._open()
+        try:
+            self._open()
+        except ConfigurationError as error:
+            if self.cfg.daemon:  # whoever started it has long left, and standard error with them
+                self.log.error("%s", error)
+            raise
         try:
             return asyncio.run(self._serve())
         finally:

@@ -101,7 +101,7 @@ class Asgi:
         self.loop.call_later(self.cfg.drain_seconds, self._close_idle)
         deadline = self.loop.time() + self.cfg.graceful_timeout
         while any(connection.serves_http1 for connection in self.connections) and self.loop.time() < deadline:
-            await asyncio.sleep(POLL)  # noqa: ASYNC110 - the connections are gunicorn's, and tell nobody of their end
+            await asyncio.sleep(POLL)
         self.alive = False
         main.cancel()  # the serving loop takes it for the end of its sleep between two heartbeats
 

@@ -46,8 +46,9 @@ class _Server(Server):
         self.config.encoded_headers.append(_CLOSE)
         self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
         deadline = asyncio.get_running_loop().time() + self._worker.cfg.drain_seconds
-        while self.server_state.connections and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(0.02)  # noqa: ASYNC110 - the connections are uvicorn's, and tell nobody of their end
+        # The connections are uvicorn's, and tell nobody of their end.
+        while self.server_state.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
     def _keep_lifespan(self) -> None:
         name = type(self.lifespan).main.__qualname__ if hasattr(self.lifespan, "main") else ""
