@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from refork import generations as machine
 from refork.api import Phase
 from refork.generations import Decision, Fact, Generations, Policy, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Behaviour(StrEnum):
@@ -104,7 +107,7 @@ class World:
             self.decided.append(decision)
             self._carry_out_one(decision, self.behave(decision))
 
-    def _carry_out_one(self, decision: Decision, behaviour: Behaviour) -> None:  # noqa: C901 - a table
+    def _carry_out_one(self, decision: Decision, behaviour: Behaviour) -> None:
         crash, hang = behaviour is Behaviour.CRASH, behaviour is Behaviour.HANG
         match decision:
             case machine.ExecMold(generation):

@@ -100,7 +100,7 @@ class Asgi:
             server.close()
         self.loop.call_later(self.cfg.drain_seconds, self._close_idle)
         deadline = self.loop.time() + self.cfg.graceful_timeout
-        while any(connection.serves_http1 for connection in self.connections) and self.loop.time() < deadline:
+        while any(connection.serves_http1 for connection in self.connections) and self.loop.time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(POLL)
         self.alive = False
         main.cancel()  # the serving loop takes it for the end of its sleep between two heartbeats
