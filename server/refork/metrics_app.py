@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from refork import api
 from refork.answers import always_answer
+from refork.page import DOCUMENT, HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -143,7 +144,7 @@ def _about_versions(status: api.Status) -> Metric:
 
 
 def application(status: Callable[[], api.Status], *, log: Log) -> web.Application:
-    """Build the web application: ``/metrics``, ``/healthz``, ``/readyz``."""
+    """Build the web application: the live page at ``/``, ``/metrics``, ``/healthz``, ``/readyz``."""
 
     async def metrics(request: web.Request) -> web.Response:
         body, content_type = render(status(), accept=request.headers.get("Accept", ""))
@@ -157,7 +158,11 @@ def application(status: Callable[[], api.Status], *, log: Log) -> web.Applicatio
         ready = now.ready >= max(now.wanted, 1)
         return web.Response(text=f"ready={now.ready} wanted={now.wanted}\n", status=200 if ready else 503)
 
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(body=DOCUMENT, headers=HEADERS)
+
     app = web.Application(client_max_size=1024, middlewares=[always_answer(log)])
+    app.router.add_get("/", page)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
