@@ -33,14 +33,6 @@ _SECONDS_BETWEEN_REFUSAL_LINES = 1.0
 _EVERY_UID = (b"0", b"0", b"4294967295")
 
 
-class Refusal(Exception):
-    """The server will not do this now; the sentence says why."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 class Steerable(Protocol):
     """What the endpoint drives. Every method answers at once: a rollout is started here and followed elsewhere."""
 
@@ -48,16 +40,16 @@ class Steerable(Protocol):
         """Tell how the server is."""
 
     def refork(self, command: api.ReforkCommand) -> api.Accepted:
-        """Begin a refork, or raise Refusal."""
+        """Begin a refork, or raise ``api.Refusal``."""
 
     def rebase(self, command: api.RebaseCommand) -> api.Accepted:
-        """Begin a rebase, or raise Refusal."""
+        """Begin a rebase, or raise ``api.Refusal``."""
 
     def workers(self, command: api.WorkersCommand) -> api.Accepted:
-        """Change the number of workers, or raise Refusal."""
+        """Change the number of workers, or raise ``api.Refusal``."""
 
-    def operation(self, operation: str) -> api.RolloutStatus | None:
-        """Tell how a rollout goes; None for one that is not known."""
+    def operation(self, operation: str) -> api.OperationStatus | None:
+        """Tell how an operation goes; None for one that is not known."""
 
 
 def parse_bind(text: str) -> UnixAddress | None:

@@ -13,7 +13,6 @@ from aiohttp import web
 
 from refork import api
 from refork.answers import always_answer, refuse, reply
-from refork.control import Refusal
 from refork.endpoint import Log, Peer, peer_of
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ class _Routes:
             return self._refuse(words, peer, reason=f"the body is no JSON: {error}", status=400)
         except web.HTTPRequestEntityTooLarge:
             return self._refuse(words, peer, reason=f"the body has more than {BODY_LIMIT} bytes", status=413)
-        except Refusal as refusal:
+        except api.Refusal as refusal:
             return self._refuse(words, peer, reason=refusal.reason, status=409)
         except Exception as error:
             self._refuse(words, peer, reason=repr(error), status=500)

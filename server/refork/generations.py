@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from refork.api import MoldState, Outcome, Phase, RolloutKind, Trigger
+from refork.api import MoldState, Outcome, Phase, Refusal, RolloutKind, Trigger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,6 +34,9 @@ BOOT_ERROR = 3
 
 KILL_MARGIN = 5.0
 """Seconds that a draining worker gets beyond ``graceful_timeout`` before it is killed."""
+
+FAILURES_IN_A_ROW = 10
+"""So many boots may fail one after the other while nobody serves; then the server ends, for its supervisor to see."""
 
 FAILURES_PER_MOLD = 3
 """So many of its workers in a row may fail to boot before a mold is taken for broken."""
@@ -50,6 +53,7 @@ class Policy:
     graceful_timeout: float = 30.0
     canary_seconds: float = 2.0
     max_generations: int = 0
+    max_growth: float = math.inf
     schedule: tuple[int, ...] = ()
     backoff: float = 0.5
     max_backoff: float = 30.0
@@ -136,9 +140,32 @@ class RebaseRequested:
 
 @dataclass(frozen=True, slots=True)
 class RequestsCounted:
-    """What each worker has served so far."""
+    """What each worker has served so far, and how many of its answers were errors."""
 
     requests: Mapping[int, int]
+    errors: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOverdue:
+    """A worker has lived too long or grown too large: it is to be replaced from the warm mold."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaksFound:
+    """The workers whose memory grows like a leak; they are not promoted."""
+
+    workers: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class MoldMeasured:
+    """How large a ready mold is, in bytes."""
+
+    generation: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +194,9 @@ type Fact = (
     | ReforkRequested
     | RebaseRequested
     | RequestsCounted
+    | WorkerOverdue
+    | LeaksFound
+    | MoldMeasured
     | Resized
     | StopRequested
 )
@@ -288,6 +318,8 @@ class Worker:
     deadline: float
     stage: Stage = Stage.FORKING
     killed: bool = False
+    overdue: bool = False
+    leaking: bool = False
 
     @property
     def booting(self) -> bool:
@@ -309,6 +341,29 @@ class Mold:
     deadline: float
     state: MoldState = MoldState.LOADING
     boot_failures: int = 0
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What somebody has answered so far, and how much of it was an error."""
+
+    requests: int
+    errors: int
+
+    @property
+    def share(self) -> float:
+        """The share of errors, 0 to 1."""
+        return self.errors / self.requests if self.requests else 0.0
+
+    def clearly_worse_than(self, other: Answers) -> bool:
+        """Whether this is beyond what chance makes of the other's share of errors.
+
+        At least 3 errors, and so many more than expected that chance brings it about once in a thousand times: three
+        standard deviations of a binomial distribution, with a floor for a history without errors.
+        """
+        expected = self.requests * max(other.share, 0.01)
+        return self.errors >= max(3.0, expected + 3 * math.sqrt(expected))
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,10 +389,6 @@ class Rollout:
     reason: str = ""
 
 
-class Refusal(Exception):
-    """Why a request cannot be met now, in one sentence."""
-
-
 @dataclass(slots=True)
 class Generations:
     """All processes the server has, and where they are going."""
@@ -358,6 +409,7 @@ class Generations:
     _rebase_pending: Trigger | None = None
     _served: bool = False
     _failures: int = 0
+    _warm_sizes: dict[int, int] = field(default_factory=dict)
     _rollout_failures: int = 0
     _not_before: float = -math.inf
     _automatic_not_before: float = -math.inf
@@ -380,10 +432,12 @@ class Generations:
             return "there is no mold to replace the promoted worker from: one is being loaded, try again shortly"
         if slot is not None and not 0 <= slot < self.wanted:
             return f"there is no slot {slot}: slots are 0 to {self.wanted - 1}"
-        if not self._promotable(slot):
-            where = "no worker" if slot is None else f"the worker in slot {slot}"
-            return f"{where} is ready" if slot is None else f"{where} is not ready"
-        return ""
+        return "" if self._promotable(slot) else self._not_promotable(slot)
+
+    def _not_promotable(self, slot: int | None) -> str:
+        if any(w.leaking and slot in (None, w.slot) for w in self.workers.values()):
+            return "every worker that could be promoted leaks memory: a leak must not become the mold of all"
+        return "no worker is ready" if slot is None else f"the worker in slot {slot} is not ready"
 
     def ready(self) -> int:
         """How many slots have a worker that serves."""
@@ -430,6 +484,12 @@ class Generations:
                 self._rebase_requested(fact)
             case RequestsCounted():
                 self._requests_counted(fact)
+            case WorkerOverdue():
+                self._worker_overdue(fact)
+            case LeaksFound():
+                self._leaks_found(fact)
+            case MoldMeasured():
+                self._mold_measured(fact)
             case Resized():
                 self.wanted = fact.wanted
             case StopRequested():
@@ -569,11 +629,42 @@ class Generations:
         refusal = self.refusal(fact.slot)
         if refusal:
             raise Refusal(refusal)
-        limit = self.policy.max_generations
-        if limit and self.depth(self.current) >= limit:
+        if self._worn_out():
             self._begin_rebase(fact.trigger)
         else:
             self._begin_refork(fact)
+
+    def _worn_out(self) -> bool:
+        """Whether sealed garbage has added up, or may have: a sealed object is never freed in later generations.
+
+        It is estimated by what the molds have grown by since the first one that was warm. That takes a cache that is
+        still filling for garbage too; a rebase it does not need costs time, but never memory.
+        """
+        limit = self.policy.max_generations
+        if limit and self.depth(self.current) >= limit:
+            return True
+        mold = self.molds.get(self.current)
+        if mold is None:
+            return False
+        warm = self._warm_sizes.get(mold.loaded, 0)
+        return 0 < warm * (1 + self.policy.max_growth) < mold.size
+
+    def _mold_measured(self, fact: MoldMeasured) -> None:
+        mold = self.molds.get(fact.generation)
+        if mold is None:
+            return
+        mold.size = fact.size
+        if mold.generation > mold.loaded:
+            self._warm_sizes = {mold.loaded: self._warm_sizes.get(mold.loaded, fact.size)}
+
+    def _worker_overdue(self, fact: WorkerOverdue) -> None:
+        worker = self.workers.get(fact.worker)
+        if worker is not None and worker.stage is Stage.READY:
+            worker.overdue = True
+
+    def _leaks_found(self, fact: LeaksFound) -> None:
+        for worker in self.workers.values():
+            worker.leaking = worker.id in fact.workers
 
     def _rebase_requested(self, fact: RebaseRequested) -> None:
         if self.phase is Phase.STOPPING:
@@ -586,6 +677,9 @@ class Generations:
             self._begin_rebase(fact.trigger)
 
     def _requests_counted(self, fact: RequestsCounted) -> None:
+        rollout = self.rollout
+        if rollout is not None and rollout.phase is Phase.CANARY:
+            self._judge_canary(rollout, fact)
         index = self.depth(self.current)
         if index >= len(self.policy.schedule) or self._now < self._automatic_not_before or self.refusal():
             return
@@ -682,6 +776,19 @@ class Generations:
             self._watch_canary(self.rollout)
         elif self._now >= rollout.canary_until:
             self._enter(Phase.ROLLING, deadline=math.inf)
+
+    def _judge_canary(self, rollout: Rollout, fact: RequestsCounted) -> None:
+        worker = self.workers.get(-1 if rollout.canary is None else rollout.canary)
+        if worker is None:
+            return
+        canary = Answers(fact.requests.get(worker.id, 0), fact.errors.get(worker.id, 0))
+        others = [w.id for w in self.workers.values() if w.generation != rollout.generation]
+        before = Answers(sum(fact.requests.get(w, 0) for w in others), sum(fact.errors.get(w, 0) for w in others))
+        if canary.clearly_worse_than(before):
+            self._abort(
+                f"worker[{worker.slot}] of the new generation answered {canary.errors} of {canary.requests} requests"
+                f" with an error, the old generation {before.errors} of {before.requests}"
+            )
 
     def _rolled(self, generation: int) -> bool:
         slots = {w.slot for w in self.workers.values() if w.generation == generation and w.stage is Stage.READY}
@@ -797,13 +904,14 @@ class Generations:
         return self.current
 
     def _outdated(self, target: int) -> Iterator[Worker]:
-        """Workers to replace: in a rollout all others; in steady state only those of a generation that was dropped.
+        """Workers to replace: in a rollout all others; in steady state those of a dropped generation, and overdue ones.
 
         Older workers than a mold that had to be executed cold are left alone: they are warm, and serve.
         """
         rolling = self.rollout is not None
         for worker in self.workers.values():
-            if worker.occupies and (worker.generation != target if rolling else worker.generation > target):
+            wrong = worker.generation != target if rolling else worker.generation > target or worker.overdue
+            if worker.occupies and wrong:
                 yield worker
 
     def _replace(self) -> None:
@@ -812,7 +920,7 @@ class Generations:
             return
         booting = sum(w.booting and w.generation == target for w in self.workers.values())
         room = self.policy.surge + self.policy.max_unavailable - booting
-        replaced = {w.slot for w in self.workers.values() if w.occupies and w.generation == target}
+        replaced = {w.slot for w in self.workers.values() if w.occupies and w.generation == target and not w.overdue}
         for worker in list(self._outdated(target)):
             if room <= 0:
                 break
@@ -828,7 +936,9 @@ class Generations:
         target = self._target()
         if target is None:
             return
-        served = {w.slot for w in self.workers.values() if w.generation == target and w.stage is Stage.READY}
+        served = {
+            w.slot for w in self.workers.values() if w.generation == target and w.stage is Stage.READY and not w.overdue
+        }
         for worker in list(self._outdated(target)):
             if worker.slot in served:
                 self._drain(worker)
@@ -896,6 +1006,8 @@ class Generations:
         self._failures += 1
         wait = min(self.policy.backoff * 2 ** (self._failures - 1), self.policy.max_backoff)
         self._not_before = self._now + wait
+        if self._served and self._failures >= FAILURES_IN_A_ROW and not self._any_ready():
+            self._give_up(f"{self._failures} boots in a row have failed, and no worker is left", BOOT_ERROR)
 
     def _give_up(self, reason: str, exit_code: int) -> None:
         self._halt = Halt(reason, exit_code)
@@ -931,4 +1043,4 @@ class Generations:
         return any(w.stage is Stage.READY for w in self.workers.values())
 
     def _promotable(self, slot: int | None) -> list[Worker]:
-        return [w for w in self.workers.values() if w.stage is Stage.READY and slot in (None, w.slot)]
+        return [w for w in self.workers.values() if w.stage is Stage.READY and slot in (None, w.slot) and not w.leaking]

@@ -24,7 +24,8 @@ import refork
 from refork import api, endpoint
 from refork.address import parse_unix
 from refork.bind import BindError
-from refork.control import ControlServer, Refusal
+from refork.api import Refusal
+from refork.control import ControlServer
 from refork.metrics import MetricsServer
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refork import generations as machine
-from refork.api import Outcome, Phase, RolloutKind, Trigger
-from refork.generations import Decision, Policy, Refusal, Stage
+from refork.api import Outcome, Phase, Refusal, RolloutKind, Trigger
+from refork.generations import Decision, Policy, Stage
 from tests.unit.world import Behaviour, World, obey
 
 if TYPE_CHECKING:
@@ -310,6 +310,99 @@ def test_more_and_fewer_workers() -> None:
     assert {worker.slot for worker in world.machine.workers.values()} == {0, 1}
 
 
+def counted(world: World, *, canary: tuple[int, int], others: tuple[int, int]) -> machine.RequestsCounted:
+    """What the workers have answered: (requests, errors) of the canary, and of each other worker."""
+    rollout = world.machine.rollout
+    assert rollout is not None
+    facts = {worker: canary if worker == rollout.canary else others for worker in world.machine.workers}
+    return machine.RequestsCounted(
+        {worker: requests for worker, (requests, _) in facts.items()},
+        {worker: errors for worker, (_, errors) in facts.items()},
+    )
+
+
+@pytest.mark.parametrize(
+    ("canary", "others", "outcome"),
+    [
+        ((100, 0), (1000, 0), Outcome.SUCCEEDED),
+        ((100, 2), (1000, 0), Outcome.SUCCEEDED),
+        ((100, 50), (1000, 0), Outcome.FAILED),
+        ((5, 5), (1000, 0), Outcome.FAILED),
+        ((100, 50), (1000, 500), Outcome.SUCCEEDED),
+        ((100, 90), (1000, 500), Outcome.FAILED),
+    ],
+)
+def test_a_canary_whose_errors_are_clearly_more_is_dropped(
+    canary: tuple[int, int], others: tuple[int, int], outcome: Outcome
+) -> None:
+    """Errors are compared with those of the old generation, not with none."""
+    world = booted(policy=Policy(canary_seconds=5))
+    world.refork()
+    world.run(2)
+    world.tell(counted(world, canary=canary, others=others))
+    world.settle()
+    assert world.outcomes[0].outcome is outcome
+    assert (world.machine.current == 1) == (outcome is Outcome.SUCCEEDED)
+
+
+def test_an_overdue_worker_is_replaced_before_it_is_drained() -> None:
+    """A lifetime or a memory limit costs no capacity, and no import."""
+    world = booted()
+    world.watch_capacity()
+    world.tell(machine.WorkerOverdue(2))
+    world.settle()
+    assert world.lowest_ready == 4
+    assert world.decided[-2:] == [machine.ForkWorker(4, 2, 0), machine.DrainWorker(2)]
+
+
+def test_overdue_workers_are_replaced_a_few_at_a_time() -> None:
+    """All at once would double the memory."""
+    world = booted(policy=Policy(surge=1))
+    for worker in range(4):
+        world.tell(machine.WorkerOverdue(worker))
+        booting = [w for w in world.machine.workers.values() if w.booting]
+        assert len(booting) == 1
+    world.settle()
+    assert set(world.machine.workers) == {4, 5, 6, 7}
+
+
+def test_a_leaking_worker_is_not_promoted() -> None:
+    """The next warmest is; with nobody else the request is refused."""
+    world = booted(wanted=2)
+    world.tell(machine.LeaksFound(frozenset({1})))
+    with pytest.raises(Refusal, match="leaks memory"):
+        world.refork(slot=1)
+    world.tell(machine.ReforkRequested(Trigger.COMMAND, {0: 1, 1: 9}))
+    assert world.machine.rollout is not None
+    assert world.machine.rollout.promoted == 0
+
+
+def test_molds_that_have_grown_beyond_the_bound_are_rebased() -> None:
+    """What is sealed and forgotten adds up from one generation to the next."""
+    world = booted(policy=Policy(canary_seconds=0, max_growth=0.5))
+    for size in (100, 140, 160):
+        world.refork()
+        world.settle()
+        world.tell(machine.MoldMeasured(world.machine.current, size))
+    world.refork()
+    world.settle()
+    assert [rollout.kind for rollout in world.outcomes] == [*[RolloutKind.REFORK] * 3, RolloutKind.REBASE]
+
+
+def test_a_server_whose_workers_all_fail_in_a_row_ends_with_a_reason() -> None:
+    """A supervisor above can only act on an end that it sees."""
+    world = booted(wanted=2)
+    world.behave = lambda decision: (
+        Behaviour.CRASH if isinstance(decision, (machine.ForkWorker, machine.ExecMold)) else Behaviour.OBEY
+    )
+    for worker in list(world.machine.workers):
+        world.tell(machine.WorkerGone(worker, "killed"))
+    world.run(600)
+    assert world.halted is not None
+    assert world.halted.exit_code == machine.BOOT_ERROR
+    assert "in a row" in world.halted.reason
+
+
 # --- properties -------------------------------------------------------------------------------------------------------
 
 FAULTS = st.lists(
@@ -372,7 +465,9 @@ def test_whatever_happens_the_server_comes_back_to_one_mold_and_all_its_workers(
     for name, argument in actions:
         with contextlib.suppress(Refusal):
             act(world, name, argument)
-        assert world.halted is None, "a server that has served never gives up by itself"
+        if world.halted is not None:
+            assert "boots in a row" in world.halted.reason
+            return
     world.behave = obey
     world.settle()
     began = sum(isinstance(d, machine.Advanced) and not d.rollout.steps for d in world.decided)
