@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 BOOT_ERROR = 3
 """Exit status when no worker could boot; gunicorn's ``Arbiter.WORKER_BOOT_ERROR``."""
 
+FORK_PATIENCE = 10.0
+"""Seconds from the order to fork to the worker's first word. A mold that takes longer hangs: a fork takes milliseconds."""
+
 KILL_MARGIN = 5.0
 """Seconds that a draining worker gets beyond ``graceful_timeout`` before it is killed."""
 
@@ -123,6 +126,23 @@ class PromotionRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class Tried:
+    """A worker that was promoted on trial has told what would make a fork unsafe; it ends by itself."""
+
+    worker: int
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRequested:
+    """Somebody wants to know whether a worker could be promoted."""
+
+    trigger: Trigger
+    requests: Mapping[int, int]
+    slot: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ReforkRequested:
     """Somebody wants a refork; ``requests`` tells what each worker has served."""
 
@@ -191,6 +211,8 @@ type Fact = (
     | WorkerGone
     | WorkerDrained
     | PromotionRefused
+    | Tried
+    | TrialRequested
     | ReforkRequested
     | RebaseRequested
     | RequestsCounted
@@ -223,10 +245,11 @@ class ForkWorker:
 
 @dataclass(frozen=True, slots=True)
 class PromoteWorker:
-    """Have the worker drain, seal its heap and become the mold of ``generation``."""
+    """Have the worker drain, seal its heap and become the mold of ``generation``; on trial, only drain and tell."""
 
     worker: int
     generation: int
+    trial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +391,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A refork or rebase on its way from one generation to the next."""
+    """A refork or rebase on its way from one generation to the next; or a trial, which stays in its generation."""
 
     id: int
     kind: RolloutKind
@@ -387,6 +410,7 @@ class Rollout:
     steps: tuple[tuple[Phase, float], ...] = ()
     outcome: Outcome | None = None
     reason: str = ""
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -478,6 +502,10 @@ class Generations:
                 self._worker_drained(fact)
             case PromotionRefused():
                 self._promotion_refused(fact)
+            case Tried():
+                self._tried(fact)
+            case TrialRequested():
+                self._trial_requested(fact)
             case ReforkRequested():
                 self._refork_requested(fact)
             case RebaseRequested():
@@ -566,6 +594,7 @@ class Generations:
         worker = self.workers.get(fact.worker)
         if worker is not None and worker.stage is Stage.FORKING:
             worker.stage = Stage.BOOTING
+            worker.deadline = self._now + self.policy.spawn_timeout
 
     def _worker_ready(self, fact: WorkerReady) -> None:
         worker = self.workers.get(fact.worker)
@@ -623,6 +652,15 @@ class Generations:
         if self.rollout is not None and self.rollout.promoted == fact.worker:
             self._abort(fact.reason)
 
+    def _tried(self, fact: Tried) -> None:
+        worker = self.workers.get(fact.worker)
+        if worker is not None:
+            worker.stage = Stage.DRAINING
+            worker.deadline = self._now + KILL_MARGIN
+        if self.rollout is not None and self.rollout.promoted == fact.worker:
+            self.rollout = replace(self.rollout, findings=fact.findings)
+            self._finish(Outcome.SUCCEEDED, "")
+
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def _refork_requested(self, fact: ReforkRequested) -> None:
@@ -632,7 +670,13 @@ class Generations:
         if self._worn_out():
             self._begin_rebase(fact.trigger)
         else:
-            self._begin_refork(fact)
+            self._begin_promotion(RolloutKind.REFORK, fact, generation=self._number_generation())
+
+    def _trial_requested(self, fact: TrialRequested) -> None:
+        refusal = self.refusal(fact.slot)
+        if refusal:
+            raise Refusal(refusal)
+        self._begin_promotion(RolloutKind.TRIAL, fact, generation=self.current)
 
     def _worn_out(self) -> bool:
         """Whether sealed garbage has added up, or may have: a sealed object is never freed in later generations.
@@ -688,14 +732,13 @@ class Generations:
         if any(fact.requests.get(worker, 0) >= limit for worker in due):
             self._refork_requested(ReforkRequested(Trigger.REQUESTS, fact.requests))
 
-    def _begin_refork(self, fact: ReforkRequested) -> None:
+    def _begin_promotion(self, kind: RolloutKind, fact: ReforkRequested | TrialRequested, *, generation: int) -> None:
         promoted = max(self._promotable(fact.slot), key=lambda w: (fact.requests.get(w.id, 0), -w.id))
         spare = self._fork(promoted.slot, self.current)
-        generation = self._number_generation()
         self._begin(
             Rollout(
                 id=self._number_rollout(),
-                kind=RolloutKind.REFORK,
+                kind=kind,
                 trigger=fact.trigger,
                 generation=generation,
                 slot=promoted.slot,
@@ -757,7 +800,7 @@ class Generations:
             return
         worker.stage = Stage.PROMOTING
         worker.deadline = math.inf
-        self._decide(PromoteWorker(worker.id, rollout.generation))
+        self._decide(PromoteWorker(worker.id, rollout.generation, rollout.kind is RolloutKind.TRIAL))
         self._enter(Phase.DRAINING, deadline=self.policy.promote_timeout)
 
     def _watch_canary(self, rollout: Rollout) -> None:
@@ -821,23 +864,26 @@ class Generations:
         rollout = self.rollout
         if rollout is None:
             return
+        if rollout.kind is not RolloutKind.TRIAL:
+            self._cool_down()
+        mold = self.molds.get(rollout.generation)
+        if mold is not None and rollout.generation != self.current:
+            self._kill_mold(mold)
+        promoted = self.workers.get(-1 if rollout.promoted is None else rollout.promoted)
+        if promoted is not None and promoted.stage is Stage.PROMOTING:
+            self._kill(promoted)
+        self._finish(Outcome.FAILED, reason)
+
+    def _cool_down(self) -> None:
         self._rollout_failures += 1
         wait = min(self.policy.cooldown * 2 ** (self._rollout_failures - 1), 60 * self.policy.cooldown)
         self._automatic_not_before = self._now + wait
-        if rollout.generation != self.current:
-            mold = self.molds.get(rollout.generation)
-            if mold is not None:
-                self._kill_mold(mold)
-            promoted = self.workers.get(-1 if rollout.promoted is None else rollout.promoted)
-            if promoted is not None and promoted.stage is Stage.PROMOTING:
-                self._kill(promoted)
-        self._finish(Outcome.FAILED, reason)
 
     def _finish(self, outcome: Outcome, reason: str) -> None:
         rollout = self.rollout
         if rollout is None:
             return
-        if outcome is Outcome.SUCCEEDED:
+        if outcome is Outcome.SUCCEEDED and rollout.kind is not RolloutKind.TRIAL:
             self._rollout_failures = 0
         steps = (*rollout.steps, (rollout.phase, self._now - rollout.since))
         self.last_rollout = replace(rollout, outcome=outcome, reason=reason, steps=steps, since=self._now)
@@ -982,7 +1028,8 @@ class Generations:
 
     def _fork(self, slot: int, generation: int) -> Worker:
         loaded = self.molds[generation].loaded
-        worker = Worker(self._next_worker, slot, generation, loaded, self._now + self.policy.spawn_timeout)
+        patience = min(FORK_PATIENCE, self.policy.spawn_timeout)
+        worker = Worker(self._next_worker, slot, generation, loaded, self._now + patience)
         self._next_worker += 1
         self.workers[worker.id] = worker
         self._decide(ForkWorker(worker.id, slot, generation))

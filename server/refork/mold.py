@@ -68,7 +68,12 @@ class Mold:
         set_title(f"refork:mold[gen={self.generation}]")
         mold_signals(self.log)
         if self.promoted:
-            self.cfg.after_mold_fork(self)
+            try:
+                self.cfg.after_mold_fork(self)
+            except Exception as error:
+                self.log.exception("the hook after_mold_fork failed")
+                self.channel.send(wire.Failed(wire.clip(f"the hook after_mold_fork failed: {describe(error)}")))
+                os._exit(1)
         report = self._seal()
         self.channel.send(
             wire.MoldReady(
@@ -81,7 +86,10 @@ class Mold:
             )
         )
         if self.promoted:
-            self.cfg.after_promote(self)
+            try:
+                self.cfg.after_promote(self)
+            except Exception:
+                self.log.exception("the hook after_promote failed")
         return self._answer()
 
     def _seal(self) -> heap.SealReport:

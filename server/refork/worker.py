@@ -103,7 +103,8 @@ class Worker:
         wait_for_parent(lineage.monitor)
         set_title(f"refork:worker[{self.slot}] gen={self.generation}")
         worker_signals()
-        self.channel.send(wire.Born(os.getpid()))
+        if not self.channel.send(wire.Born(os.getpid())):
+            os._exit(0)  # the monitor has given this fork up, and would not know of it
         status = self._run()
         announced = self.gunicorn_worker.tmp.promotion()
         if announced is None or status != 0:
