@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from refork.workers import WORKER_BOOT_ERROR
+
 if TYPE_CHECKING:
     from refork.api import SealStatus
     from refork.channel import Channel
@@ -54,7 +56,7 @@ class MoldProcess:
     seal: SealStatus | None = None
     was: WorkerProcess | None = None
     failure: str = ""
-    exit_code: int = 1
+    exit_code: int = WORKER_BOOT_ERROR
 
     def __str__(self) -> str:
         return f"mold gen={self.generation} pid={self.pid}"

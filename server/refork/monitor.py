@@ -367,7 +367,16 @@ class Monitor:
                 case _:
                     self.log.error("%s sent an unexpected %s", worker, type(message).__name__)
         if worker.pid == 0 and worker.channel.fileno() < 0:
-            self._stillborn(worker.id, "it ended before its first word")
+            self._stillborn(worker.id, self._why_stillborn(worker))
+
+    def _why_stillborn(self, worker: WorkerProcess) -> str:
+        """Say why a worker has not said a word: what its mold died of, if that is why."""
+        mold = self.children.molds.get(worker.generation)
+        if mold is not None:
+            self._hear_mold(mold)
+            if mold.failure:
+                return mold.failure
+        return "it ended before its first word"
 
     def _worker_born(self, worker: WorkerProcess, pid: int) -> None:
         worker.pid = pid
@@ -443,6 +452,8 @@ class Monitor:
         self.children.molds.pop(mold.generation, None)
         if mold.was is not None:
             self._hook("child_exit", self.hook_view, mold.was)
+            # Known as a worker still, if it was given up while it was promoted.
+            self._tell(machine.WorkerGone(mold.was.id, reason))
         self._tell(machine.MoldGone(mold.generation, reason, mold.exit_code))
 
     def _forget_worker(self, worker: WorkerProcess) -> None:

@@ -101,6 +101,7 @@ class Worker:
         """Serve until stopped; return the mold to become, None if the process is to end."""
         lineage = self.lineage
         wait_for_parent(lineage.monitor)
+        die_with_parent(lineage.monitor)
         set_title(f"refork:worker[{self.slot}] gen={self.generation}")
         worker_signals()
         if not self.channel.send(wire.Born(os.getpid())):
