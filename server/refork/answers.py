@@ -6,6 +6,7 @@ what ``refork.endpoint`` builds for its first client.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,9 +27,14 @@ def reply(answer: msgspec.Struct, *, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(answer), status=status, content_type="application/json")
 
 
-def refuse(error: str, *, status: int) -> web.Response:
-    """Answer with one sentence that says why not."""
-    return reply(api.Refused(error=error), status=status)
+def refuse(error: str, *, status: int, retry_after: float = 0) -> web.Response:
+    """Answer with one sentence that says why not, and perhaps with the seconds after which to try again."""
+    response = reply(api.Refused(error=error), status=status)
+    if retry_after > 0:
+        response.headers["Retry-After"] = str(math.ceil(retry_after))
+    if status == web.HTTPUnauthorized.status_code:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 def always_answer(log: Log) -> Middleware:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from refork import api
+    from refork.events import Events
 
 AUTO = "auto"
 NONE = "none"
@@ -48,6 +49,9 @@ class Steerable(Protocol):
     def workers(self, command: api.WorkersCommand) -> api.Accepted:
         """Change the number of workers, or raise ``api.Refusal``."""
 
+    def doctor(self, command: api.DoctorCommand) -> api.Accepted:
+        """Begin to look whether a worker is safe to fork from, or raise Refusal."""
+
     def operation(self, operation: str) -> api.OperationStatus | None:
         """Tell how an operation goes; None for one that is not known."""
 
@@ -58,7 +62,7 @@ def parse_bind(text: str) -> UnixAddress | None:
         return None
     address = parse(text)
     if isinstance(address, TcpAddress):
-        raise AddressError(f"the control endpoint listens on unix sockets only, not on {address}")
+        raise AddressError(f"this endpoint listens on unix sockets, not on {address}: for TCP there is --control-tcp")
     return address
 
 
@@ -78,8 +82,9 @@ def may_command(peer: Peer | None, *, own_uid: int, unmapped_uid: int | None) ->
 class ControlServer:
     """Listens where ``bind`` says (``auto``, ``unix:@NAME``, ``unix:/PATH`` or ``none``) and drives a ``Steerable``."""
 
-    def __init__(self, steerable: Steerable, *, bind: str, log: Log, pid: int) -> None:
+    def __init__(self, steerable: Steerable, events: Events, *, bind: str, log: Log, pid: int) -> None:
         self._steerable = steerable
+        self._events = events
         self._wanted = parse_bind(bind)
         self._enabled = bind != NONE
         self._log = log
@@ -119,9 +124,13 @@ class ControlServer:
         raise BindError(f"{own_address(self._pid)} and the names after it are in use by other processes")
 
     def _application(self) -> web.Application:
-        from refork.control_app import application  # noqa: PLC0415  (not before somebody asks)
+        from refork.control_app import application, identify_by_kernel  # noqa: PLC0415  (not before somebody asks)
 
-        return application(self._steerable, log=self._log)
+        return application(self._steerable, self._events, identify=identify_by_kernel, stay=self._stay, log=self._log)
+
+    def _stay(self, transport: asyncio.BaseTransport) -> None:
+        if self._endpoint is not None:
+            self._endpoint.stay(transport)
 
     def _admit(self, peer: Peer | None) -> bool:
         return may_command(peer, own_uid=self._own_uid, unmapped_uid=self._unmapped_uid)

@@ -9,6 +9,7 @@ The monitor keeps workers alive; answering questions is what it does besides. So
 - One request a connection, and a few seconds for all of it. A client that is slow, silent or endless is cut off.
 - Seats are limited. When all are taken, the one that sat longest goes: it is the one that hangs. Strangers have seats
   of their own, and cannot take those of others.
+- A TLS handshake is a part of those few seconds, in a seat: a client that does not finish it is like any other.
 
 This module knows sockets and connections. It knows no routes, no commands and no metrics.
 """
@@ -19,6 +20,7 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aiohttp import web
+
+    from refork.tls import Certificates
 
 SECONDS_TO_ASK_AND_BE_ANSWERED = 10.0
 SECONDS_TO_FINISH_AT_STOP = 1.0
@@ -72,6 +76,31 @@ def peer_of(transport: asyncio.BaseTransport) -> Peer | None:
         return None
     pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return Peer(pid=pid, uid=uid)
+
+
+class Lines:
+    """How many lines of a log others may cause: some at once, then one a second, and how many there were besides."""
+
+    def __init__(self, *, at_once: int = 20) -> None:
+        self._at_once = at_once
+        self._left = float(at_once)
+        self._asked_at = 0.0
+        self._missed = 0
+
+    def allow(self, now: float) -> bool:
+        """Whether there may be a line now."""
+        self._left = min(float(self._at_once), self._left + max(0.0, now - self._asked_at))
+        self._asked_at = now
+        if self._left < 1:
+            self._missed += 1
+            return False
+        self._left -= 1
+        return True
+
+    def take_missed(self) -> int:
+        """Return how many lines there could not be since this was asked last."""
+        missed, self._missed = self._missed, 0
+        return missed
 
 
 def anyone(_: Peer | None) -> bool:
@@ -117,12 +146,16 @@ class _Seated(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(SECONDS_TO_ASK_AND_BE_ANSWERED, transport.abort)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        del exc
+    def get_up(self) -> None:
+        """Give the seat back, and with it the deadline."""
         if self._deadline is not None:
             self._deadline.cancel()
         if self._transport is not None:
             self._seats.leave(self._transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self.get_up()
         self._transport = None
 
 
@@ -142,6 +175,7 @@ class _Guest(_Seated):
     def __init__(self, seats: _Seats, *, endpoint: Endpoint) -> None:
         super().__init__(seats)
         self._endpoint = endpoint
+        self.shown: asyncio.BaseTransport | None = None
         self._inner: asyncio.Protocol | None = None
         self._welcome: asyncio.Task[None] | None = None
 
@@ -152,15 +186,20 @@ class _Guest(_Seated):
             self._welcome = asyncio.get_running_loop().create_task(self._hand_over())
 
     async def _hand_over(self) -> None:
-        inner = await self._endpoint.protocol()
+        shown = await self._transport_for_inner()
+        inner = None if shown is None else await self._endpoint.protocol()
         if self._transport is None:
             return
-        if inner is None:
+        if shown is None or inner is None:
             self._transport.abort()
             return
         self._inner = inner
-        inner.connection_made(self._transport)
-        self._transport.resume_reading()
+        self._endpoint.hand_over(shown, self)
+        inner.connection_made(shown)
+        shown.resume_reading()
+
+    async def _transport_for_inner(self) -> asyncio.Transport | None:
+        return self._transport
 
     def data_received(self, data: bytes) -> None:
         if self._inner is not None:
@@ -179,8 +218,47 @@ class _Guest(_Seated):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._endpoint.lost(self)
         if self._inner is not None:
             self._inner.connection_lost(exc)
+
+
+class _EncryptedGuest(_Guest):
+    """Somebody who has to speak TLS first. What follows the handshake at once waits for the web framework."""
+
+    def __init__(self, seats: _Seats, *, endpoint: Endpoint, certificates: Certificates) -> None:
+        super().__init__(seats, endpoint=endpoint)
+        self._certificates = certificates
+        self._early = bytearray()
+
+    async def _hand_over(self) -> None:
+        await super()._hand_over()
+        if self._inner is not None and self._early:
+            self._inner.data_received(bytes(self._early))
+            self._early.clear()
+
+    async def _transport_for_inner(self) -> asyncio.Transport | None:
+        raw = self._transport
+        if raw is None:
+            return None
+        loop = asyncio.get_running_loop()
+        try:
+            shown = await loop.start_tls(raw, self, self._certificates.context(), server_side=True)
+        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
+            self._endpoint.handshake_failed(raw, error)
+            raw.abort()
+            # Where the connection was lost in the handshake, the protocol behind it is not told.
+            self.connection_lost(None)
+            return None
+        if shown is not None:
+            shown.pause_reading()
+        return shown
+
+    def data_received(self, data: bytes) -> None:
+        if self._inner is None:
+            self._early += data
+        else:
+            super().data_received(data)
 
 
 class _Doorman(asyncio.Protocol):
@@ -203,6 +281,7 @@ class Endpoint:
         log: hears of an application that cannot be made.
         admit: who may ask.
         turned_away: is told of each one who may not.
+        certificates: what TLS is spoken with; none, no TLS.
     """
 
     def __init__(
@@ -212,13 +291,18 @@ class Endpoint:
         log: Log,
         admit: Callable[[Peer | None], bool] = anyone,
         turned_away: Callable[[Peer | None], None] = lambda _: None,
+        certificates: Certificates | None = None,
     ) -> None:
         self._build = build
         self._log = log
         self._admit = admit
         self._turned_away = turned_away
+        self._certificates = certificates
+        self._seated: dict[asyncio.BaseTransport, _Guest] = {}
+        self._staying: dict[_Guest, asyncio.BaseTransport] = {}
         self._guests = _Seats(SEATS)
         self._strangers = _Seats(SEATS)
+        self._lines = Lines()
         self._runner: web.AppRunner | None = None
         self._preparing = asyncio.Lock()
         self._server: asyncio.Server | None = None
@@ -245,10 +329,39 @@ class Endpoint:
             await runner.cleanup()
         self._guests.clear()
         self._strangers.clear()
+        for transport in list(self._staying.values()):
+            assert isinstance(transport, asyncio.Transport)
+            transport.abort()
+
+    def stay(self, transport: asyncio.BaseTransport) -> None:
+        """Let a connection last: it needs no seat any more. Whoever allows that sees to it that there are not many."""
+        guest = self._seated.get(transport)
+        if guest is not None:
+            guest.get_up()
+            self._staying[guest] = transport
+
+    def hand_over(self, transport: asyncio.BaseTransport, guest: _Guest) -> None:
+        """Remember by which transport the web framework knows a guest."""
+        guest.shown = transport
+        self._seated[transport] = guest
+
+    def lost(self, guest: _Guest) -> None:
+        """Forget a guest who has gone."""
+        self._staying.pop(guest, None)
+        if guest.shown is not None:
+            self._seated.pop(guest.shown, None)
+
+    def handshake_failed(self, transport: asyncio.Transport, error: Exception) -> None:
+        """Write down that somebody did not get through the TLS handshake, but let nobody fill the log."""
+        if isinstance(error, ssl.SSLError) and self._lines.allow(asyncio.get_running_loop().time()):
+            address = (transport.get_extra_info("peername") or ("?",))[0]
+            self._log.warning("tls address=%s refused=%s more=%d", address, error.reason, self._lines.take_missed())
 
     def seat(self, peer: Peer | None) -> _Seated:
         """Decide what to do with a new connection."""
         if self._admit(peer):
+            if self._certificates is not None:
+                return _EncryptedGuest(self._guests, endpoint=self, certificates=self._certificates)
             return _Guest(self._guests, endpoint=self)
         self._turned_away(peer)
         return _Stranger(self._strangers)

@@ -1,4 +1,4 @@
-"""The place where Prometheus and the probes of Kubernetes look: ``/metrics``, ``/healthz``, ``/readyz``.
+"""The place where Prometheus and the probes of Kubernetes look: ``/metrics``, ``/healthz``, ``/readyz``, and ``/v1``.
 
 Everything here is read-only. That is why it may listen on TCP without asking who is there. This module is what the
 monitor imports at boot, so it stays small: what is answered is in ``refork.metrics_app``, loaded by the first scrape.
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from refork import api
+    from refork.events import Events
 
 
 class MetricsServer:
     """Serves the metrics of ``status`` on ``bind``: ``HOST:PORT``, ``:PORT`` or ``unix:/PATH``."""
 
-    def __init__(self, status: Callable[[], api.Status], *, bind: str, log: Log) -> None:
+    def __init__(self, status: Callable[[], api.Status], events: Events, *, bind: str, log: Log) -> None:
         self._status = status
+        self._events = events
         self._log = log
         self._wanted = parse(bind)
         self._endpoint = Endpoint(self._application, log=log)
@@ -47,4 +49,4 @@ class MetricsServer:
     def _application(self) -> web.Application:
         from refork.metrics_app import application  # noqa: PLC0415  (not before somebody asks)
 
-        return application(self._status, log=self._log)
+        return application(self._status, self._events, stay=self._endpoint.stay, log=self._log)

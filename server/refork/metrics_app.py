@@ -24,13 +24,16 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from refork import api
 from refork.answers import always_answer
 from refork.page import DOCUMENT, HEADERS
+from refork.readings import add_readings
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client.core import Metric
 
     from refork.endpoint import Log
+    from refork.events import Events
 
 MONITOR, MOLD, WORKER = "monitor", "mold", "worker"
 
@@ -143,8 +146,14 @@ def _about_versions(status: api.Status) -> Metric:
     return InfoMetricFamily("refork", "Versions and settings of the server, as labels; always 1.", value=facts)
 
 
-def application(status: Callable[[], api.Status], *, log: Log) -> web.Application:
-    """Build the web application: the live page at ``/``, ``/metrics``, ``/healthz``, ``/readyz``."""
+def application(
+    status: Callable[[], api.Status],
+    events: Events,
+    *,
+    stay: Callable[[asyncio.BaseTransport], None],
+    log: Log,
+) -> web.Application:
+    """Build the web application: the live page, ``/metrics``, the probes, and what may be read under ``/v1``."""
 
     async def metrics(request: web.Request) -> web.Response:
         body, content_type = render(status(), accept=request.headers.get("Accept", ""))
@@ -166,4 +175,5 @@ def application(status: Callable[[], api.Status], *, log: Log) -> web.Applicatio
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
+    add_readings(app, status, events, stay=stay)
     return app

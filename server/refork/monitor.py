@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import SERVER_SOFTWARE, systemd
@@ -23,14 +23,20 @@ from gunicorn.pidfile import Pidfile
 from refork import __version__, api, listeners, report
 from refork import channel as wire
 from refork import generations as machine
+from refork.api import Refusal
+from refork.automatic import Automatic, Wish
 from refork.channel import Channel
 from refork.children import Children, MoldProcess, WorkerProcess
-from refork.control import ControlServer, Refusal
+from refork.control import ControlServer
+from refork.durations import Durations
 from refork.errors import ConfigurationError, describe
+from refork.events import Events
 from refork.generations import Generations, Policy
 from refork.hooks import Server
 from refork.metrics import MetricsServer
+from refork.operations import Operations
 from refork.process import become_subreaper, describe_status, set_title
+from refork.sampler import Sampler
 from refork.scoreboard import ROWS, Cell, Scoreboard
 from refork.workers import REFORKING
 
@@ -38,9 +44,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refork.cli import ReforkApplication
+    from refork.control_tcp import ControlTcpServer
 
 IDLE_TICK = 1.0
 BUSY_TICK = 0.02
+SECONDS_BETWEEN_STATUS_EVENTS = 2.0
 _MOLD_COMMAND = "from refork.mold import main; main()"
 
 
@@ -79,7 +87,17 @@ class Monitor:
         self.outcomes: Counter[tuple[api.RolloutKind, api.Trigger, api.Outcome]] = Counter()
         self.slot_requests: Counter[int] = Counter()
         self.slot_errors: Counter[int] = Counter()
+        self.slot_cpu: defaultdict[int, float] = defaultdict(float)
+        self.slot_faults: Counter[int] = Counter()
+        self.durations = Durations()
+        self.sampler = Sampler(self.pid, self.children.pids, log=self.log)
+        self.automatic = Automatic(Wish.of(self.cfg), self.sampler, self._serving, log=self.log)
+        self.sampler.told = self.automatic.looked
         self.hook_view = Server(self.pid, app, self.cfg, self.log, self.cfg.workers)
+        self.events = Events()
+        self.operations = Operations()
+        self._announced: api.Phase | None = None
+        self._published = float("-inf")
         self._start_directory = app.start_directory
         self._listeners: list[Any] = []
         self._replaced_listeners: list[Any] = []
@@ -139,12 +157,14 @@ class Monitor:
         for endpoint in endpoints:
             await endpoint.start()
         self._carry_out(self.generations.start(time.monotonic()))
+        sampling = asyncio.create_task(self.sampler.run(), name="sampler")
         while self._halt is None:
             self._tick()
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 idle = self.generations.phase is api.Phase.STEADY
                 await asyncio.wait_for(self._wake.wait(), IDLE_TICK if idle else BUSY_TICK)
+        sampling.cancel()
         for endpoint in endpoints:
             await endpoint.stop()
         if self._halt.reason:
@@ -153,19 +173,38 @@ class Monitor:
             self.log.info("Shutting down: monitor")
         return self._halt.exit_code
 
-    def _endpoints(self) -> list[ControlServer | MetricsServer]:
-        endpoints: list[ControlServer | MetricsServer] = []
+    def _endpoints(self) -> list[ControlServer | ControlTcpServer | MetricsServer]:
+        endpoints: list[ControlServer | ControlTcpServer | MetricsServer] = []
         if self.cfg.control_bind != "none":
-            endpoints.append(ControlServer(self, bind=self.cfg.control_bind, log=self.log, pid=self.pid))
+            endpoints.append(ControlServer(self, self.events, bind=self.cfg.control_bind, log=self.log, pid=self.pid))
+        if self.cfg.control_tcp:
+            endpoints.append(self._control_tcp())
         if self.cfg.metrics_bind:
-            endpoints.append(MetricsServer(self.status, bind=self.cfg.metrics_bind, log=self.log))
+            metrics = MetricsServer(lambda: report.status(self), self.events, bind=self.cfg.metrics_bind, log=self.log)
+            endpoints.append(metrics)
         return endpoints
+
+    def _control_tcp(self) -> ControlTcpServer:
+        from refork.control_tcp import ControlTcpServer, door_of  # noqa: PLC0415 - only who has such a door needs it
+
+        door = door_of(self.cfg)
+        assert door is not None
+        return ControlTcpServer(self, self.events, door=door, log=self.log)
 
     def _tick(self) -> None:
         self._kill_silent_workers()
         if self.generations.policy.schedule:
             self._tell(machine.RequestsCounted(self._requests()))
+        self._refork_by_memory()
         self._tell(machine.Tick())
+        self._publish_status()
+
+    def _publish_status(self) -> None:
+        """Tell those who listen how the server is, every now and then."""
+        now = time.monotonic()
+        if self.events.heard and now - self._published >= SECONDS_BETWEEN_STATUS_EVENTS:
+            self._published = now
+            self.events.publish(self.status())
 
     # --- facts and decisions ------------------------------------------------------------------------------------------
 
@@ -188,10 +227,7 @@ class Monitor:
         Raises:
             Refusal: why not.
         """
-        try:
-            self._carry_out(self.generations.handle(fact, time.monotonic()))
-        except machine.Refusal as refusal:
-            raise Refusal(str(refusal)) from None
+        self._carry_out(self.generations.handle(fact, time.monotonic()))
         self._tell(machine.Tick())
 
     def _carry_out(self, decisions: list[machine.Decision]) -> None:
@@ -200,6 +236,7 @@ class Monitor:
                 self._carry_out_one(decision)
             except Exception:
                 self.log.exception("could not carry out %s", decision)
+        self._announce()
         self._wake.set()
 
     def _carry_out_one(self, decision: machine.Decision) -> None:
@@ -208,8 +245,8 @@ class Monitor:
                 self._exec_mold(generation)
             case machine.ForkWorker():
                 self._fork_worker(decision)
-            case machine.PromoteWorker(worker, generation):
-                self._promote(self.children.workers[worker], generation)
+            case machine.PromoteWorker(worker):
+                self._promote(self.children.workers[worker], decision)
             case machine.DrainWorker(worker, quick):
                 self._signal_worker(worker, signal.SIGQUIT if quick else signal.SIGTERM)
             case machine.KillWorker(worker):
@@ -220,10 +257,21 @@ class Monitor:
                 self._kill(self.children.molds[generation].pid, signal.SIGKILL)
             case machine.Advanced(rollout):
                 self.log.info("%s to gen=%s: %s", rollout.kind, rollout.generation, rollout.phase)
+                self.automatic.advanced(rollout)
             case machine.Finished(rollout):
                 self._finished(rollout)
             case machine.Halt():
                 self._halt = decision
+
+    def _announce(self) -> None:
+        """Tell of a new phase, and see whether a resize has ended."""
+        machine = self.generations
+        if machine.phase is not self._announced:
+            self._announced = machine.phase
+            self.events.publish(api.PhaseEvent(machine.phase, machine.current))
+        slots = {worker.slot for worker in machine.workers.values()}
+        arrived = machine.ready() == len(slots) == machine.wanted
+        self.operations.resized(machine.wanted, arrived=arrived, now=time.monotonic())
 
     def _exec_mold(self, generation: int) -> None:
         channel, end = Channel.pair()
@@ -260,9 +308,10 @@ class Monitor:
             if mold is not None:
                 mold.channel.send(wire.Fork(worker.id, worker.slot, row), (end.fileno(),))
 
-    def _promote(self, worker: WorkerProcess, generation: int) -> None:
-        worker.promoting = generation
-        worker.channel.send(wire.Promote(generation), self._descriptors())
+    def _promote(self, worker: WorkerProcess, order: machine.PromoteWorker) -> None:
+        worker.promoting = order.generation
+        deadline = time.monotonic() + self.generations.policy.promote_timeout
+        worker.channel.send(wire.Promote(order.generation, deadline, order.trial), self._descriptors())
         self._kill(worker.pid, signal.SIGTERM)
 
     def _signal_worker(self, number: int, what: signal.Signals) -> None:
@@ -282,6 +331,8 @@ class Monitor:
     def _finished(self, rollout: machine.Rollout) -> None:
         outcome = rollout.outcome or api.Outcome.FAILED
         self.outcomes[rollout.kind, rollout.trigger, outcome] += 1
+        self.durations.add(rollout.steps)
+        self.automatic.finished(rollout)
         seconds = rollout.since - rollout.started
         if outcome is api.Outcome.SUCCEEDED:
             self.log.info("%s to gen=%s succeeded after %.3f s", rollout.kind, rollout.generation, seconds)
@@ -291,7 +342,11 @@ class Monitor:
                 "%s to gen=%s failed after %.3f s: %s", rollout.kind, rollout.generation, seconds, rollout.reason
             )
             self._bar_class(rollout)
-        self._hook("after_refork", self.hook_view, outcome.value)
+        ended = report.rollout(rollout, now=time.monotonic())
+        self.operations.ended(ended)
+        self.events.publish(ended)
+        if rollout.kind is not api.RolloutKind.TRIAL:
+            self._hook("after_refork", self.hook_view, outcome.value)
 
     def _bar_class(self, rollout: machine.Rollout) -> None:
         """Do not try again with a worker class that we do not know and that does not come back clean."""
@@ -354,13 +409,17 @@ class Monitor:
                 case wire.Ready():
                     seconds = time.monotonic() - worker.started
                     self.log.info("%s ready after %.3f s", worker, seconds)
+                    self.sampler.began(worker.pid)
                     self._tell(machine.WorkerReady(worker.id))
+                    self._publish_change(worker, api.WorkerChange.READY)
                 case wire.Failed(reason):
                     worker.failure = reason
                 case wire.Drained():
                     self._tell(machine.WorkerDrained(worker.id))
                 case wire.PromotionRefused(reason):
                     self._tell(machine.PromotionRefused(worker.id, reason))
+                case wire.Tried(findings):
+                    self._tried(worker, findings)
                 case wire.MoldReady():
                     self._promoted(worker, message)
                     return
@@ -392,9 +451,18 @@ class Monitor:
             self._forget_worker(worker)
             self._tell(machine.WorkerGone(number, reason))
 
+    def _publish_change(self, worker: WorkerProcess, change: api.WorkerChange, reason: str = "") -> None:
+        self.events.publish(api.WorkerEvent(worker.slot, worker.generation, worker.pid, change, reason))
+
+    def _tried(self, worker: WorkerProcess, findings: tuple[str, ...]) -> None:
+        for finding in findings:
+            self.log.warning("%s is not safe to fork from: %s", worker, finding)
+        self._tell(machine.Tried(worker.id, findings))
+
     def _promoted(self, worker: WorkerProcess, message: wire.MoldReady) -> None:
         self._count_out(worker)
         mold = self.children.promote(worker, worker.promoting or 0)
+        self.sampler.promoted(mold.pid)
         loop = asyncio.get_running_loop()
         loop.remove_reader(mold.channel.fileno())
         self._listen(mold.channel, lambda: self._hear_mold(mold))
@@ -433,6 +501,7 @@ class Monitor:
                 self._worker_gone(process, status)
             elif process is not None:
                 self._mold_gone(process, status)
+            self.sampler.forget(pid)
 
     def _worker_gone(self, worker: WorkerProcess, status: int) -> None:
         reason = worker.failure or describe_status(status)
@@ -441,6 +510,7 @@ class Monitor:
         self._forget_worker(worker)
         self._hook("child_exit", self.hook_view, worker)
         self._tell(machine.WorkerGone(worker.id, reason, clean=status == 0))
+        self._publish_change(worker, api.WorkerChange.GONE, reason)
 
     def _mold_gone(self, mold: MoldProcess, status: int) -> None:
         self._hear_mold(mold)
@@ -465,6 +535,10 @@ class Monitor:
         """Add what a process has counted to its slot, and free its row."""
         self.slot_requests[worker.slot] += worker.cells[Cell.REQUESTS]
         self.slot_errors[worker.slot] += worker.cells[Cell.ERRORS]
+        seen = self.sampler.process(worker.pid)
+        if seen is not None:
+            self.slot_cpu[worker.slot] += seen.cpu_seconds
+            self.slot_faults[worker.slot] += seen.minor_faults
         self.children.release_row(worker.row)
 
     def _kill_silent_workers(self) -> None:
@@ -539,6 +613,13 @@ class Monitor:
         except Refusal as refusal:
             self.log.warning("refork refused: %s", refusal)
 
+    def _refork_by_memory(self) -> None:
+        if self.generations.refusal() or not self.automatic.due():
+            return
+        self.log.info("refork by memory: %s", self.automatic.explain())
+        with contextlib.suppress(Refusal):  # what stands in its way was asked for before
+            self._ask(machine.ReforkRequested(api.Trigger.MEMORY, self._requests()))
+
     def _reload(self) -> None:
         """Take up a new configuration and, by a rebase, new code; a broken one leaves everything as it is."""
         from refork.cli import load_application  # noqa: PLC0415 - cli imports this module
@@ -555,6 +636,7 @@ class Monitor:
         self.hook_view.app, self.hook_view.cfg = app, self.cfg
         self._hook("on_reload", self.hook_view)
         self.generations.policy = policy_of(self.cfg)
+        self.automatic.configure(Wish.of(self.cfg))
         self.generations.barred = ""
         if self.cfg.workers != self.generations.wanted:
             self._resize(self.cfg.workers)
@@ -577,7 +659,8 @@ class Monitor:
     # --- what the control endpoint asks -------------------------------------------------------------------------------
 
     def status(self) -> api.Status:
-        """Return everything there is to know."""
+        """Return everything there is to know; what is known of memory will soon be newer, because somebody asked."""
+        self.sampler.ask()
         return report.status(self)
 
     def refork(self, command: api.ReforkCommand) -> api.Accepted:
@@ -586,8 +669,7 @@ class Monitor:
         Raises:
             Refusal: why not.
         """
-        self._ask(machine.ReforkRequested(api.Trigger.COMMAND, self._requests(), command.slot))
-        return self._accepted()
+        return self._once(command, self._refork, refusal=self.generations.refusal(command.slot))
 
     def rebase(self, command: api.RebaseCommand) -> api.Accepted:
         """Begin to load the application afresh.
@@ -595,9 +677,8 @@ class Monitor:
         Raises:
             Refusal: why not.
         """
-        del command
-        self._ask(machine.RebaseRequested(api.Trigger.COMMAND))
-        return self._accepted()
+        busy = self.generations.refusal() if self.generations.rollout is not None else ""
+        return self._once(command, self._rebase, refusal=busy)
 
     def workers(self, command: api.WorkersCommand) -> api.Accepted:
         """Change the number of workers.
@@ -606,17 +687,51 @@ class Monitor:
             Refusal: the number makes no sense.
         """
         if not 1 <= command.count <= ROWS // 4:
-            raise Refusal(f"{command.count} workers cannot be: choose 1 to {ROWS // 4}")
-        self._resize(command.count)
-        return api.Accepted("", f"{command.count} workers")
+            raise Refusal(f"{command.count} workers cannot be: choose 1 to {ROWS // 4}", status=422)
+        return self._once(command, self._set_workers)
 
-    def operation(self, operation: str) -> api.RolloutStatus | None:
-        """Return a refork or rebase by its id: the one under way, or the last one."""
+    def doctor(self, command: api.DoctorCommand) -> api.Accepted:
+        """Begin to look whether a worker is safe to fork from.
+
+        Raises:
+            Refusal: why not.
+        """
+        return self._once(command, self._doctor, refusal=self.generations.refusal(command.slot))
+
+    def operation(self, operation: str) -> api.OperationStatus | None:
+        """Return a refork, a rebase or a resize by its id: under way, or one of the last hundred."""
         now = time.monotonic()
-        for rollout in (self.generations.rollout, self.generations.last_rollout):
-            if rollout is not None and str(rollout.id) == operation:
-                return report.rollout(rollout, now=now)
-        return None
+        rollout = self.generations.rollout
+        if rollout is not None and str(rollout.id) == operation:
+            return self.operations.describe(report.rollout(rollout, now=now))
+        return self.operations.look(operation, now=now)
+
+    def _once[C: api.Command](self, command: C, act: Callable[[C], api.Accepted], *, refusal: str = "") -> api.Accepted:
+        interval = self.cfg.refork_min_interval
+        return self.operations.once(command, act, refusal=refusal, now=time.monotonic(), interval=interval)
+
+    def _refork(self, command: api.ReforkCommand) -> api.Accepted:
+        self._ask(machine.ReforkRequested(api.Trigger.COMMAND, self._requests(), command.slot))
+        return self._accepted()
+
+    def _doctor(self, command: api.DoctorCommand) -> api.Accepted:
+        self._ask(machine.TrialRequested(api.Trigger.COMMAND, self._requests(), command.slot))
+        return self._accepted()
+
+    def _rebase(self, command: api.RebaseCommand) -> api.Accepted:
+        del command
+        self._ask(machine.RebaseRequested(api.Trigger.COMMAND))
+        return self._accepted()
+
+    def _set_workers(self, command: api.WorkersCommand) -> api.Accepted:
+        if self.generations.phase is api.Phase.STOPPING:
+            raise Refusal("the server is stopping")
+        now, begun_at = time.monotonic(), time.time()
+        resize = self.operations.begin_resize(
+            command, generation=self.generations.current, phase=self.generations.phase, now=now, started_at=begun_at
+        )
+        self._resize(command.count)
+        return api.Accepted(resize.id, f"{command.count} workers wanted")
 
     def _accepted(self) -> api.Accepted:
         rollout = self.generations.rollout or self.generations.last_rollout
@@ -625,6 +740,12 @@ class Monitor:
         return api.Accepted(str(rollout.id), f"{rollout.kind} to generation {rollout.generation} has begun")
 
     # --- small verbs --------------------------------------------------------------------------------------------------
+
+    def _serving(self) -> list[int]:
+        """Name the pids of workers that are ready."""
+        known = self.generations.workers
+        workers = self.children.workers.values()
+        return [w.pid for w in workers if w.id in known and known[w.id].stage is machine.Stage.READY]
 
     def _requests(self) -> dict[int, int]:
         return {worker.id: worker.cells[Cell.REQUESTS] for worker in self.children.workers.values()}

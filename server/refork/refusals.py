@@ -57,6 +57,16 @@ REFUSED = {
 
 _WSGI_CLASSES = frozenset({*SUPPORTED_WORKERS} - {"asgi"})
 _LONGER = 30
+_OF_CONTROL_TCP = (
+    "control_token_file",
+    "control_service_accounts",
+    "control_jwks",
+    "control_issuer",
+    "control_certfile",
+    "control_keyfile",
+    "control_client_ca",
+    "control_plaintext",
+)
 
 MOST_WORKERS = ROWS // 4
 """While a rollout is under way there may be several processes for a slot, each with a row."""
@@ -105,6 +115,7 @@ def _words(cfg: Any, name: str) -> str:
 def _contradictions(cfg: Any) -> Iterator[str]:
     yield from _about_durations(cfg)
     yield from _about_workers(cfg)
+    yield from _about_control(cfg)
     try:
         _ = cfg.env
     except RuntimeError as error:
@@ -127,6 +138,19 @@ def _about_durations(cfg: Any) -> Iterator[str]:
             f"--drain-seconds ({cfg.drain_seconds:g} s) cannot exceed --graceful-timeout ({graceful} s), when a "
             "draining worker is killed: lower the one or raise the other"
         )
+
+
+def _about_control(cfg: Any) -> Iterator[str]:
+    if cfg.control_tcp:
+        from refork.control_tcp import door_of, objections  # noqa: PLC0415 - only who has such a door needs it
+
+        door = door_of(cfg)
+        assert door is not None
+        yield from objections(door)
+        return
+    for name in _OF_CONTROL_TCP:
+        if is_set(cfg, name):
+            yield f"{_words(cfg, name)} is for commands over TCP: set --control-tcp too, or leave it away"
 
 
 def _about_workers(cfg: Any) -> Iterator[str]:

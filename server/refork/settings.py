@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.config import validate_bool, validate_callable
 
-from refork.address import AddressError, parse, parse_unix
+from refork.address import AddressError, TcpAddress, parse, parse_unix
+from refork.cluster import SUBJECT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +100,43 @@ def _control_address(value: object) -> str:
     try:
         return str(parse_unix(value.strip()))
     except AddressError as error:
-        raise ValueError(f"{error}, or none (the endpoint gives commands to the server: it has no TCP)") from error
+        raise ValueError(f"{error}, or none; for TCP there is --control-tcp") from error
+
+
+def _tcp_address(value: object) -> str:
+    if value in (None, "", "none"):
+        return ""
+    address = parse(value.strip()) if isinstance(value, str) else None
+    if not isinstance(address, TcpAddress):
+        raise ValueError(f"{value!r}: write HOST:PORT or :PORT, in quotes")  # noqa: TRY004 - it is a text, mostly
+    return str(address)
+
+
+def _path(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r}: write a text, in quotes")
+    return value.strip()
+
+
+def _subjects(value: object) -> tuple[str, ...]:
+    """Read the names of service accounts, from a text or a list."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple)):
+        raise TypeError(f"{value!r}: write system:serviceaccount:NAMESPACE:NAME")
+    names = tuple(str(part).strip() for part in parts if str(part).strip())
+    for name in names:
+        if not SUBJECT.fullmatch(name):
+            raise ValueError(f"{name!r} is no service account: write system:serviceaccount:NAMESPACE:NAME")
+    return names
+
+
+def _jwks(value: object) -> str:
+    location = _path(value)
+    if "://" in location and not location.startswith("https://"):
+        raise ValueError(f"{location!r}: keys that come unencrypted prove nothing; write an https URL or a path")
+    return location
 
 
 def _metrics_address(value: object) -> str:
@@ -314,7 +351,140 @@ class ControlBind(Setting):
 
         Unless it is set, it is the abstract name `@refork/PID`, with the pid of the monitor: it needs no writable file
         system, and `reforkctl` finds it by itself. Only root and the user who runs the server may command; the kernel
-        vouches for who asks. `none` switches it off.
+        vouches for who asks. `none` switches it off. For other machines there is `control_tcp`.
+        """
+
+
+class ControlTcp(Setting):
+    name = "control_tcp"
+    section = SECTION
+    cli = ("--control-tcp",)
+    meta = "HOST:PORT"
+    validator = _tcp_address
+    default = ""
+    desc = """\
+        Take commands over TCP too, at HOST:PORT or :PORT; off unless set.
+
+        It is for the operator of a cluster, and for whoever is on another machine. Something has to tell who asks:
+        `control_token_file`, `control_service_accounts` or `control_client_ca`. Without one of them the server does not
+        start. Without TLS (`control_certfile`) it does not start either, unless the address is this machine's own or
+        `control_plaintext` is set. The unix socket of `control_bind` is there besides. See [SECURITY](SECURITY.md).
+        """
+
+
+class ControlTokenFile(Setting):
+    name = "control_token_file"
+    section = SECTION
+    cli = ("--control-token-file",)
+    meta = "FILE"
+    validator = _path
+    default = ""
+    desc = """\
+        For `control_tcp`: a file with the tokens that may command, one a line, of 32 characters or more.
+
+        It is read at each request, so what is written there counts at once. To change a token without a gap, write the
+        new one and the old one, and take the old one out when nobody uses it any more. `openssl rand -hex 32` makes a
+        good one. If the file cannot be read, nobody gets in by it.
+        """
+
+
+class ControlServiceAccounts(Setting):
+    name = "control_service_accounts"
+    section = SECTION
+    cli = ("--control-service-accounts",)
+    meta = "SUBJECT[,SUBJECT...]"
+    validator = _subjects
+    default = ()
+    desc = """\
+        For `control_tcp`: the Kubernetes service accounts that may command, as system:serviceaccount:NAMESPACE:NAME.
+
+        Their tokens must be made for the audience `refork` (a projected volume, or `kubectl create token --audience
+        refork`). They are verified here, with the keys that the cluster publishes. Needs `refork[kubernetes]`.
+        """
+
+
+class ControlJwks(Setting):
+    name = "control_jwks"
+    section = SECTION
+    cli = ("--control-jwks",)
+    meta = "FILE|URL"
+    validator = _jwks
+    default = ""
+    desc = """\
+        For `control_service_accounts`: the keys of the cluster, a file or an https URL.
+
+        Unless it is set, they are fetched from the API server of the cluster that this is in (`/openid/v1/jwks`), with
+        the token of the pod. They are kept for some minutes, and looked up again when a token names another key.
+        """
+
+
+class ControlIssuer(Setting):
+    name = "control_issuer"
+    section = SECTION
+    cli = ("--control-issuer",)
+    meta = "URL"
+    validator = _path
+    default = ""
+    desc = """\
+        For `control_service_accounts`: who issues their tokens.
+
+        Unless it is set, it is the issuer of the pod's own token.
+        """
+
+
+class ControlCertfile(Setting):
+    name = "control_certfile"
+    section = SECTION
+    cli = ("--control-certfile",)
+    meta = "FILE"
+    validator = _path
+    default = ""
+    desc = """\
+        For `control_tcp`: speak TLS with this certificate (PEM, followed by those of its authorities).
+
+        It is read again when it has changed.
+        """
+
+
+class ControlKeyfile(Setting):
+    name = "control_keyfile"
+    section = SECTION
+    cli = ("--control-keyfile",)
+    meta = "FILE"
+    validator = _path
+    default = ""
+    desc = """\
+        For `control_tcp`: the key of `control_certfile`; unset, it is in that file too.
+        """
+
+
+class ControlClientCa(Setting):
+    name = "control_client_ca"
+    section = SECTION
+    cli = ("--control-client-ca",)
+    meta = "FILE"
+    validator = _path
+    default = ""
+    desc = """\
+        For `control_tcp`: clients must show a certificate of one of these authorities (mutual TLS).
+
+        Whatever certificate one of them has issued will do, so let it be an authority for this alone. When tokens are
+        configured as well, a client needs both.
+        """
+
+
+class ControlPlaintext(Setting):
+    name = "control_plaintext"
+    section = SECTION
+    cli = ("--control-plaintext",)
+    validator = validate_bool
+    action = "store_true"
+    default = False
+    desc = """\
+        For `control_tcp`: listen without TLS also where others can listen in.
+
+        For a network that something else encrypts, like a service mesh. Tokens pass as they are: whoever reads one can
+        use it.
         """
 
 
@@ -329,6 +499,23 @@ class MetricsBind(Setting):
         Serve metrics for Prometheus, and probes, at HOST:PORT, :PORT or unix:/PATH; off unless set.
 
         It is read-only, and asks nobody who they are: bind it where your monitoring, and nobody else, can reach it.
+        """
+
+
+class ReforkMinInterval(Setting):
+    name = "refork_min_interval"
+    section = SECTION
+    cli = ("--refork-min-interval",)
+    meta = "SECONDS"
+    validator = _seconds(zero=True)
+    type = float
+    default = 1.0
+    desc = """\
+        So many seconds must lie between two commands of the same kind (refork, rebase, workers); 0 for none.
+
+        It keeps a script that has gone wrong from keeping the server busy with itself. A command that comes sooner is
+        answered with 429 and `Retry-After`, which `reforkctl` obeys. Signals, the schedule and reforks by memory have
+        their own pace and do not count.
         """
 
 
