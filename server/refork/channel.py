@@ -41,9 +41,14 @@ class Fork(Message, frozen=True):
 
 
 class Promote(Message, frozen=True):
-    """To a worker about to be stopped: become a mold when drained. Descriptors: scoreboard, then the listeners."""
+    """To a worker about to be stopped: become a mold when drained. Descriptors: scoreboard, then the listeners.
+
+    ``deadline`` is on the monotonic clock, which all processes share; with ``trial`` only say what would be in the way.
+    """
 
     generation: int
+    deadline: float = 0.0
+    trial: bool = False
 
 
 class Retire(Message, frozen=True):
@@ -104,9 +109,15 @@ class PromotionRefused(Message, frozen=True):
     reason: str
 
 
+class Tried(Message, frozen=True):
+    """The drained worker was only to be looked at; it ends. One sentence a finding."""
+
+    findings: tuple[str, ...]
+
+
 type AnyMessage = (
     Load | Fork | Promote | Retire
-    | MoldReady | MoldFailed | ForkFailed | Born | Ready | Failed | Drained | PromotionRefused
+    | MoldReady | MoldFailed | ForkFailed | Born | Ready | Failed | Drained | PromotionRefused | Tried
 )  # fmt: skip
 
 _decoder: msgspec.json.Decoder[AnyMessage] = msgspec.json.Decoder(AnyMessage.__value__)

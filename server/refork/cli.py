@@ -204,6 +204,10 @@ def _run(app: ReforkApplication) -> int:
     if cfg.print_config or cfg.check_config:
         app.rehearse()
         return 0
+    if cfg.check_fork_safety:
+        from refork.doctor import examine  # noqa: PLC0415 - as below
+
+        return examine(app)
     if cfg.daemon:
         util.daemonize(cfg.enable_stdio_inheritance)
     from refork.monitor import serve  # noqa: PLC0415 - only who serves needs it, and it imports this module

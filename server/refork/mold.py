@@ -20,7 +20,7 @@ from gunicorn import util
 from gunicorn.errors import AppImportError
 
 from refork import channel as wire
-from refork import heap, listeners
+from refork import evidence, fork_safety, heap, listeners, promotion, quiescers
 from refork.channel import Channel
 from refork.errors import ConfigurationError, describe
 from refork.hooks import Server
@@ -70,10 +70,14 @@ class Mold:
         if self.promoted:
             try:
                 self.cfg.after_mold_fork(self)
+                fork_safety.run_hooks("after_mold_fork")
             except Exception as error:
                 self.log.exception("the hook after_mold_fork failed")
                 self.channel.send(wire.Failed(wire.clip(f"the hook after_mold_fork failed: {describe(error)}")))
                 os._exit(1)
+        else:
+            promotion.settle_loaded(self.lineage, own=self.channel.fileno(), generation=self.generation)
+        quiescers.remember()
         report = self._seal()
         self.channel.send(
             wire.MoldReady(
@@ -135,6 +139,7 @@ class Mold:
     def _prepare(self, order: wire.Fork, end: socket.socket) -> Worker:
         gunicorn_worker = build(self.lineage, age=order.worker + 1, row=order.row)
         self.cfg.before_worker_fork(self)
+        quiescers.before_fork(self.log)
         self.cfg.pre_fork(self.lineage.server, gunicorn_worker)
         return Worker(
             lineage=self.lineage,
@@ -157,6 +162,7 @@ class Mold:
 
 def main() -> None:
     """Load the application in a fresh interpreter, as the monitor has executed it, and be its first mold."""
+    evidence.remember_given()
     channel = Channel(socket.socket(fileno=int(os.environ.pop(CHANNEL_VARIABLE))))
     monitor = os.getppid()
     received = channel.receive()

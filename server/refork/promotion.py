@@ -1,57 +1,118 @@
-"""From a drained worker to a mold: clear away what served, make sure that nothing unsafe to fork is left.
+"""From a drained worker to a mold: put to rest what can rest, make sure that nothing unsafe to fork is left.
 
 What a fork cannot carry is a thread (it is gone in the child, and so is the hope that it ever releases a lock) and a
 connection (two processes that speak on one corrupt it). A worker that still has either when it has drained is not
-promoted, and says which.
+promoted, and says which. On trial, it says so in any case, and ends.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
-import socket
-import stat
 import sys
-import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from refork import audit, evidence, fork_safety, quiescers
 from refork import channel as wire
 from refork.lineage import mold_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from refork.lineage import Lineage
     from refork.mold import Mold
     from refork.worker import Worker
 
-THREAD_PATIENCE = 2.0
-"""Seconds for threads that were told to end, an event loop's executor for one, to do so."""
+SECONDS_TO_CONCLUDE = 1.0
+"""So long before its deadline a promotion stops waiting, to say why it did not succeed."""
 
 
-def promote(worker: Worker, generation: int) -> Mold | None:
+def promote(worker: Worker, order: wire.Promote) -> Mold | None:
     """Make a mold of a worker whose loop has ended; None, with the reason sent, if it must not be one."""
     from refork.mold import Mold  # noqa: PLC0415 - the two roles follow each other in turn
 
     lineage = worker.lineage
+    policy = policy_of(lineage.cfg)
     try:
-        lineage.cfg.before_promote(worker.gunicorn_worker)
-    except Exception as error:
-        lineage.log.exception("the hook before_promote failed")
-        worker.channel.send(wire.PromotionRefused(wire.clip(f"the hook before_promote failed: {error!r}")))
-        return None
-    mold_signals(lineage.log)
-    _clear(worker)
-    found = _findings(ours=worker.channel.fileno())
-    if found:
-        reason = f"worker[{worker.slot}] is not safe to fork from: {'; '.join(found)}"
-        lineage.log.warning("%s", reason)
-        worker.channel.send(wire.PromotionRefused(wire.clip(reason)))
-        return None
+        found = _examine(worker, order, policy)
+    except _HookFailed as failure:
+        return _decline(worker, order, (str(failure),))
+    if order.trial or (found and policy.mode is audit.Mode.REFUSE):
+        return _decline(worker, order, audit.sentences(found))
+    say(found, policy, lineage.log, who=f"worker[{worker.slot}]")
     worker.channel.send(wire.Drained())
     worker.gunicorn_worker = None
-    return Mold(lineage, worker.channel, generation, promoted=True)
+    return Mold(lineage, worker.channel, order.generation, promoted=True)
+
+
+def settle_loaded(lineage: Lineage, *, own: int, generation: int) -> None:
+    """Put to rest what the application has begun while it was loaded, and warn of what workers will not have.
+
+    Nothing is refused here: an application that is loaded before it is forked has always been at this risk.
+    """
+    policy = policy_of(lineage.cfg)
+    try:
+        quiescers.quiesce(lineage.log)
+        found = audit.findings(_facts(lineage, own=own), policy)
+    except Exception:
+        lineage.log.exception("mold gen=%s could not be looked at", generation)
+        return
+    say(found, policy, lineage.log, who=f"mold gen={generation}")
+
+
+def policy_of(cfg: Any) -> audit.Policy:
+    """Return the settings that decide what a finding does."""
+    return audit.Policy(audit.Mode(cfg.fork_safety), tuple(cfg.fork_safety_allow))
+
+
+def say(found: tuple[audit.Finding, ...], policy: audit.Policy, log: Any, *, who: str) -> None:
+    """Write down what was found and is lived with."""
+    write = log.debug if policy.mode is audit.Mode.ALLOW else log.warning
+    for finding in found:
+        write("%s is forked from although %s", who, finding)
+
+
+class _HookFailed(Exception):
+    """A function that was to make the process safe to fork from did not get to its end."""
+
+
+def _decline(worker: Worker, order: wire.Promote, reasons: tuple[str, ...]) -> None:
+    """Say why the worker ends instead of being a mold."""
+    if order.trial:
+        worker.channel.send(wire.Tried(reasons))
+        return
+    reason = f"worker[{worker.slot}] is not safe to fork from: {'; '.join(reasons)}"
+    worker.lineage.log.warning("%s", reason)
+    worker.channel.send(wire.PromotionRefused(wire.clip(reason)))
+
+
+def _examine(worker: Worker, order: wire.Promote, policy: audit.Policy) -> tuple[audit.Finding, ...]:
+    """Bring the worker to rest, and return what is unsafe nevertheless."""
+    lineage = worker.lineage
+    sections = _wait_for_sections(worker, deadline=order.deadline)
+    try:
+        lineage.cfg.before_promote(worker.gunicorn_worker)
+        fork_safety.run_hooks("before_promote")
+    except Exception as error:
+        lineage.log.exception("the hook before_promote failed")
+        raise _HookFailed(f"the hook before_promote failed: {error!r}") from error
+    mold_signals(lineage.log)
+    _clear(worker)
+    quiescers.quiesce(lineage.log)
+    return audit.findings(_facts(lineage, own=worker.channel.fileno(), sections=sections), policy)
+
+
+def _wait_for_sections(worker: Worker, *, deadline: float) -> tuple[str, ...]:
+    held = fork_safety.held()
+    if not held:
+        return ()
+    shown = ", ".join(held)
+    worker.lineage.log.info("worker[%s] waits for critical sections: %s", worker.slot, shown)
+    return fork_safety.wait(deadline=deadline - SECONDS_TO_CONCLUDE if deadline else time.monotonic())
+
+
+def _facts(lineage: Lineage, *, own: int, sections: tuple[str, ...] = ()) -> audit.Facts:
+    listening = (listener.fileno() for listener in lineage.listeners)
+    return evidence.collect(own=(own, lineage.scoreboard.fd, *listening), log=lineage.log, sections=sections)
 
 
 def _clear(worker: Worker) -> None:
@@ -64,47 +125,3 @@ def _clear(worker: Worker) -> None:
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None:
         asyncio.set_event_loop(None)
-
-
-def _findings(*, ours: int) -> list[str]:
-    """What makes a fork unsafe, each in a few words."""
-    threads = _threads()
-    deadline = time.monotonic() + THREAD_PATIENCE
-    while threads and time.monotonic() < deadline:
-        time.sleep(0.01)
-        threads = _threads()
-    connections = list(_connections(ours))
-    if connections:
-        gc.collect()  # the connection may only be waiting for its last reference cycle to be broken
-        connections = list(_connections(ours))
-    return threads + connections
-
-
-def _threads() -> list[str]:
-    main = threading.main_thread()
-    named = [thread for thread in threading.enumerate() if thread is not main]
-    found = [f"thread {thread.name!r} is running" for thread in named]
-    native = len(os.listdir("/proc/self/task")) - 1 - len(named)
-    if native > 0:
-        found.append(f"{native} native thread{'s' if native > 1 else ''} not started by Python")
-    return found
-
-
-def _connections(ours: int) -> Iterator[str]:
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        try:
-            if fd == ours or not stat.S_ISSOCK(os.fstat(fd).st_mode):
-                continue
-            with socket.socket(fileno=os.dup(fd)) as end:
-                # Datagrams (syslog, statsd) are whole messages: two processes may send them on one socket.
-                if end.type != socket.SOCK_STREAM:
-                    continue
-                peer = end.getpeername()
-        except OSError:
-            continue  # closed meanwhile, or not connected
-        if isinstance(peer, tuple):
-            yield f"connection to {peer[0]}:{peer[1]} is open"
-        elif peer:
-            shown = peer if isinstance(peer, str) else peer.decode(errors="replace")
-            yield f"connection to {shown} is open"

@@ -9,7 +9,7 @@ returns the value that the server works with or says, in a sentence, what would 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gunicorn.config import validate_bool, validate_callable
 
@@ -29,6 +29,10 @@ SECTION = "Refork"
 HOOKS_SECTION = "Refork Hooks"
 
 _HOW_TO_SCHEDULE = "write the number of requests, like 1000, or one for each generation, like 50,100,1000; 0 for never"
+
+
+_POLICIES = ("refuse", "warn", "allow")
+_ALLOWED = frozenset({"thread", "module", "address"})
 
 
 # --- validators -------------------------------------------------------------------------------------------------------
@@ -145,6 +149,27 @@ def _metrics_address(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r}: write HOST:PORT, :PORT or unix:/ABSOLUTE/PATH, in quotes")
     return str(parse(value.strip()))
+
+
+def _fork_safety(value: object) -> str:
+    if value not in _POLICIES:
+        raise ValueError(f"{value!r}: write {', '.join(_POLICIES[:-1])} or {_POLICIES[-1]}")
+    return str(value)
+
+
+def _fork_safety_allow(value: object) -> list[str]:
+    parts: list[object] = list(value) if isinstance(value, (list, tuple)) else [value] if value else []
+    for part in parts:
+        kind, _, name = part.partition(":") if isinstance(part, str) else ("", "", "")
+        if kind not in _ALLOWED or not name:
+            raise ValueError(f"{part!r}: write thread:NAME, module:NAME or address:HOST[:PORT]")
+    return [str(part) for part in parts]
+
+
+def _file_name(value: object) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise TypeError(f"{value!r}: write the name of a file")
 
 
 def _no_hook(_: Any) -> None:
@@ -337,6 +362,79 @@ class LifespanKeep(Setting):
 
 
 # --- where to ask and to tell -----------------------------------------------------------------------------------------
+
+
+class ForkSafety(Setting):
+    name = "fork_safety"
+    section = SECTION
+    cli = ("--fork-safety",)
+    meta = "POLICY"
+    validator = _fork_safety
+    default = "refuse"
+    desc = """\
+        What to do about a worker that is not safe to fork from: refuse, warn or allow.
+
+        A worker that is to become a mold is looked at when it has stopped serving: are there threads left, open
+        connections, other things that a fork would lose or double? With `refuse` it is not promoted, and the old
+        generation goes on; the log, the status and `reforkctl doctor` say what was found and what to do about it.
+        `warn` promotes it, and logs what was found. `allow` promotes it in silence.
+
+        Refusing is the default because a database connection that two workers share corrupts data. See
+        [FORK_SAFETY](FORK_SAFETY.md).
+        """
+
+
+class ForkSafetyAllow(Setting):
+    name = "fork_safety_allow"
+    section = SECTION
+    cli = ("--fork-safety-allow",)
+    meta = "ENTRY"
+    action = "append"
+    validator = _fork_safety_allow
+    default: ClassVar[list[str]] = []
+    desc = """\
+        What a worker may have and be forked from nevertheless: thread:NAME, module:NAME or address:HOST[:PORT].
+
+        `thread:NAME` allows threads of this name, with `*` and `?` as in a shell; `module:NAME` what this module, or a
+        package, has started; `address:HOST` connections to a host, `address:HOST:PORT` to one port of it,
+        `address:/PATH` to a unix socket. On the command line it may be given several times; in the configuration file
+        it is a list: `fork_safety_allow = ["thread:heartbeat-*", "address:127.0.0.1:8125"]`.
+
+        A thread that is allowed is not in the workers forked later, so it should be one that does no harm by its
+        absence.
+        """
+
+
+class CheckForkSafety(Setting):
+    name = "check_fork_safety"
+    section = SECTION
+    cli = ("--check-fork-safety",)
+    validator = validate_bool
+    action = "store_true"
+    default = False
+    desc = """\
+        Serve a few requests, find out whether the worker is safe to fork from, and exit.
+
+        For continuous integration: one worker is started on a private socket, answers the requests that `--requests`
+        names, and is promoted on trial. What makes a fork unsafe is printed, one sentence each, with what to do about
+        it. The exit code is 0 when nothing was found, 1 when something was, 2 when the worker could not be tried.
+        """
+
+
+class CheckRequests(Setting):
+    name = "check_requests"
+    section = SECTION
+    cli = ("--requests",)
+    meta = "FILE"
+    validator = _file_name
+    default = ""
+    desc = """\
+        The requests that `--check-fork-safety` serves: a file with one a line; unless it is set, one GET of /.
+
+        A line is a path or an URL, `/products?page=2`; or a method, a path and, if there is one, a body: `POST /orders
+        {"product": 1}`. Empty lines and those that begin with # are left out. Let them be requests that use what the
+        application uses, its database above all: what was never opened cannot be found open.
+        """
 
 
 class ControlBind(Setting):

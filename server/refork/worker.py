@@ -17,7 +17,7 @@ from gunicorn.errors import AppImportError
 from gunicorn.workers import base
 
 from refork import channel as wire
-from refork import listeners, promotion
+from refork import fork_safety, listeners, promotion, quiescers, reseed
 from refork.errors import describe
 from refork.lineage import worker_signals
 from refork.process import die_with_parent, set_title, wait_for_parent
@@ -111,7 +111,7 @@ class Worker:
         if announced is None or status != 0:
             self._exit(status)
         order, (_, *fds) = announced
-        mold = promotion.promote(self, order.generation)
+        mold = promotion.promote(self, order)
         if mold is None:
             self._exit(0)
         lineage.listeners.extend(listeners.adopt(fds, cfg=lineage.cfg, log=lineage.log))
@@ -124,8 +124,12 @@ class Worker:
         worker.tmp.connect(self.channel)
         try:
             log.debug("worker[%s] gen=%s pid=%s booting", self.slot, self.generation, worker.pid)
+            reseed.reseed()
+            quiescers.wake(log)
             cfg.post_fork(self.lineage.server, worker)
             cfg.after_worker_fork(worker)
+            fork_safety.forget_sections()
+            fork_safety.run_hooks("after_worker_fork")
             die_with_parent(self.lineage.monitor)
             worker.init_process()
         except SystemExit as end:
