@@ -174,13 +174,15 @@ class WorkerStatus(msgspec.Struct, frozen=True):
 class Totals(msgspec.Struct, frozen=True):
     """All processes of the server together.
 
-    ``saved`` is the sum of RSS less the sum of PSS: what sharing pages saves now.
+    ``saved`` is the sum of RSS less the sum of PSS: what sharing pages saves now. ``shared_ratio`` is the share of the
+    resident memory that more than one process uses.
     """
 
     rss: int
     pss: int
     uss: int
     saved: int
+    shared_ratio: float = 0.0
 
 
 class Gain(msgspec.Struct, frozen=True):
@@ -303,11 +305,16 @@ class Automatic(msgspec.Struct, frozen=True):
 
 
 class SlotCount(msgspec.Struct, frozen=True):
-    """What a slot has served since the server started, by whichever processes: never less than it was before."""
+    """What a slot has served since the server started, by whichever processes: never less than it was before.
+
+    Processor time and page faults are those that were seen at the last look.
+    """
 
     slot: int
     requests: int
     errors: int
+    cpu_seconds: float = 0.0
+    minor_faults: int = 0
 
 
 class Status(msgspec.Struct, frozen=True):

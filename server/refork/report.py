@@ -1,4 +1,8 @@
-"""The monitor's state in the words of ``refork.api``."""
+"""The monitor's state in the words of ``refork.api``.
+
+Nothing is measured here: memory is what the sampler has seen last, so that no number of askers costs the workers
+anything.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +32,11 @@ _WORKER_STATES = {
 
 
 def status(monitor: Monitor) -> api.Status:
-    """Measure and describe everything, now."""
+    """Describe everything, as it is known now."""
     now = time.monotonic()
     machine = monitor.generations
-    monitor_memory = memory.read(monitor.pid)
+    sampler = monitor.sampler
+    monitor_memory = sampler.memory(monitor.pid)
     molds = tuple(_mold(monitor, mold, now=now) for mold in monitor.children.molds.values())
     workers = tuple(
         _worker(monitor, worker, now=now)
@@ -61,6 +66,14 @@ def status(monitor: Monitor) -> api.Status:
         totals=memory.totals(measured),
         rollout=None if machine.rollout is None else rollout(machine.rollout, now=now),
         last_rollout=None if machine.last_rollout is None else rollout(machine.last_rollout, now=now),
+        rollouts=tuple(api.RolloutCount(*key, count) for key, count in sorted(monitor.outcomes.items())),
+        served=_served(monitor),
+        steps=monitor.durations.status(),
+        monitor_process=sampler.process(monitor.pid),
+        gain=monitor.automatic.gain(),
+        cgroup=sampler.cgroup,
+        sampling=sampler.sampling(),
+        automatic=monitor.automatic.status(),
     )
 
 
@@ -91,6 +104,21 @@ def _sealing(monitor: Monitor) -> str:
     return "on"
 
 
+def _served(monitor: Monitor) -> tuple[api.SlotCount, ...]:
+    """Add what living processes have counted to what those before them had, by slot."""
+    requests, errors = monitor.slot_requests.copy(), monitor.slot_errors.copy()
+    cpu, faults = monitor.slot_cpu.copy(), monitor.slot_faults.copy()
+    for worker in monitor.children.workers.values():
+        requests[worker.slot] += worker.cells[Cell.REQUESTS]
+        errors[worker.slot] += worker.cells[Cell.ERRORS]
+        seen = monitor.sampler.process(worker.pid)
+        if seen is not None:
+            cpu[worker.slot] += seen.cpu_seconds
+            faults[worker.slot] += seen.minor_faults
+    slots = sorted({*range(monitor.generations.wanted), *requests})
+    return tuple(api.SlotCount(slot, requests[slot], errors[slot], cpu[slot], faults[slot]) for slot in slots)
+
+
 def _mold(monitor: Monitor, mold: MoldProcess, *, now: float) -> api.MoldStatus:
     known = monitor.generations.molds.get(mold.generation)
     return api.MoldStatus(
@@ -99,12 +127,14 @@ def _mold(monitor: Monitor, mold: MoldProcess, *, now: float) -> api.MoldStatus:
         state=MoldState.RETIRING if known is None else known.state,
         age=now - mold.started,
         seal=mold.seal,
-        memory=memory.read(mold.pid),
+        memory=monitor.sampler.memory(mold.pid),
+        process=monitor.sampler.process(mold.pid),
     )
 
 
 def _worker(monitor: Monitor, worker: WorkerProcess, *, now: float) -> api.WorkerStatus:
     known = monitor.generations.workers.get(worker.id)
+    track = monitor.sampler.track(worker.pid)
     return api.WorkerStatus(
         slot=worker.slot,
         generation=worker.generation,
@@ -114,5 +144,8 @@ def _worker(monitor: Monitor, worker: WorkerProcess, *, now: float) -> api.Worke
         requests=worker.cells[Cell.REQUESTS],
         errors=worker.cells[Cell.ERRORS],
         in_flight=worker.cells[Cell.IN_FLIGHT],
-        memory=memory.read(worker.pid),
+        memory=track.memory,
+        process=monitor.sampler.process(worker.pid),
+        gained=track.gained,
+        erosion_rate=track.rate,
     )

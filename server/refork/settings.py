@@ -9,6 +9,7 @@ returns the value that the server works with or says, in a sentence, what would 
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gunicorn.config import validate_bool, validate_callable
@@ -29,6 +30,10 @@ SECTION = "Refork"
 HOOKS_SECTION = "Refork Hooks"
 
 _HOW_TO_SCHEDULE = "write the number of requests, like 1000, or one for each generation, like 50,100,1000; 0 for never"
+
+_HOW_TO_WRITE_AN_AMOUNT = "write bytes, like 200M or 1.5G, or a share of the memory limit, like 20%; 0 for never"
+_AMOUNT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)(%|[KMGTkmgt]?)(?:(?<=[KMGTkmgt])i?B?)?", re.ASCII)
+_WHOLE = 100
 
 
 _POLICIES = ("refuse", "warn", "allow")
@@ -66,6 +71,26 @@ def _request_count(part: object, *, of: object) -> int:
     raise ValueError(f"{of!r} is no schedule: {_HOW_TO_SCHEDULE}")
 
 
+def parse_amount(value: object) -> tuple[int, float]:
+    """Read an amount of memory: bytes like ``200M``, and a share of the limit like ``20%``; the other one is 0.
+
+    Raises:
+        ValueError: it is neither; says how to write one.
+    """
+    text = str(value).strip() if isinstance(value, (str, int)) and not isinstance(value, bool) else ""
+    found = _AMOUNT.fullmatch(text)
+    if found is None or (found[2] == "%" and not float(found[1]) <= _WHOLE):
+        raise ValueError(f"{value!r} is no amount of memory: {_HOW_TO_WRITE_AN_AMOUNT}")
+    if found[2] == "%":
+        return 0, float(found[1]) / _WHOLE
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " ")), 0.0
+
+
+def _amount(value: object) -> str:
+    parse_amount(value)
+    return str(value).strip()
+
+
 def _whole(*, at_least: int) -> Callable[[object], int]:
     def validate(value: object) -> int:
         try:
@@ -92,6 +117,13 @@ def _seconds(*, zero: bool) -> Callable[[object], float]:
         return number
 
     return validate
+
+
+def _share(value: object) -> float:
+    try:
+        return _seconds(zero=True)(value)
+    except ValueError:
+        raise ValueError(f"{value!r}: write a share, like 0.5 for half as much again; 0 for no bound") from None
 
 
 def _control_address(value: object) -> str:
@@ -202,6 +234,58 @@ class ReforkAfter(Setting):
         refork` and to `SIGURG`. In a configuration file it may also be an int or a list of them.
 
         A worker that ends itself before, by `max_requests`, never gets there: let the schedule be below it.
+        """
+
+
+class ReforkGain(Setting):
+    name = "refork_gain"
+    section = SECTION
+    cli = ("--refork-gain",)
+    meta = "SIZE|PERCENT"
+    validator = _amount
+    default = "0"
+    desc = """\
+        Refork by itself when that would win back so much memory: like 200M, or 20% of the memory limit; 0 for never.
+
+        What a refork wins back is the memory that workers have written to since they were forked, less that of the
+        largest, which all of them share afterwards. refork knows it at any time; the status and the metric
+        `refork_gain_predicted_bytes` show it. A share is one of the limit of the control group (of the container), and
+        is never reached where there is no limit.
+
+        What a refork has won is compared with what it promised. One that won less than half doubles the time until the
+        next (`refork_cooldown`); after three in a row there are no more, until the configuration is loaded anew or the
+        server restarted, and the log, the status and the metric `refork_automatic_stopped` say so.
+        """
+
+
+class ReforkSustained(Setting):
+    name = "refork_sustained"
+    section = SECTION
+    cli = ("--refork-sustained",)
+    meta = "SECONDS"
+    validator = _seconds(zero=True)
+    type = float
+    default = 60.0
+    desc = """\
+        What `refork_gain` asks for must be there to win for so many seconds.
+
+        Memory that a worker takes for one large request and gives back is no reason to refork.
+        """
+
+
+class ReforkCooldown(Setting):
+    name = "refork_cooldown"
+    section = SECTION
+    cli = ("--refork-cooldown",)
+    meta = "SECONDS"
+    validator = _seconds(zero=True)
+    type = float
+    default = 600.0
+    desc = """\
+        Between two reforks that memory is the reason for there are so many seconds at least.
+
+        They count from the start of the last refork, whoever asked for it. The time is doubled for each one in a row
+        that won less than half of what it promised.
         """
 
 
@@ -317,6 +401,53 @@ class MaxGenerations(Setting):
 
         An object that has been sealed is never freed by later generations. It is shared, so it costs its memory once
         and not once a worker, but it adds up with each refork. A rebase starts from nothing.
+        """
+
+
+class MaxSealedGrowth(Setting):
+    name = "max_sealed_growth"
+    section = SECTION
+    cli = ("--max-sealed-growth",)
+    meta = "SHARE"
+    validator = _share
+    type = float
+    default = 1.0
+    desc = """\
+        By how much of its first size the mold may have grown over generations before the next refork is a rebase.
+
+        1.0 allows it to double; 0 sets no bound. The growth since the first warm mold estimates what was sealed and
+        is no longer used. An application whose caches go on filling grows as well: if it is rebased without need,
+        raise the bound.
+        """
+
+
+class MaxWorkerAge(Setting):
+    name = "max_worker_age"
+    section = SECTION
+    cli = ("--max-worker-age",)
+    meta = "SECONDS"
+    validator = _seconds(zero=True)
+    type = float
+    default = 0.0
+    desc = """\
+        How long a worker may live before it is replaced from the warm mold; 0 for no limit.
+
+        The replacement is ready before the old worker is drained, and workers are replaced one after the other.
+        """
+
+
+class MaxWorkerMemory(Setting):
+    name = "max_worker_memory"
+    section = SECTION
+    cli = ("--max-worker-memory",)
+    meta = "AMOUNT"
+    validator = _amount
+    default = "0"
+    desc = """\
+        How much private memory (USS) a worker may have before it is replaced from the warm mold; 0 for no limit.
+
+        Bytes, like `300M`, or a share of the memory limit of the container, like `20%`. What a worker shares with the
+        mold does not count: its replacement would share it too.
         """
 
 

@@ -19,10 +19,16 @@ ROLLUP = b"""\
 Rss:                1784 kB
 Pss:                 345 kB
 Pss_Dirty:           112 kB
+Pss_Anon:            112 kB
+Pss_File:            230 kB
+Pss_Shmem:             3 kB
 Shared_Clean:       1632 kB
 Shared_Dirty:          8 kB
 Private_Clean:        40 kB
 Private_Dirty:       112 kB
+KSM:                   4 kB
+Swap:                 16 kB
+SwapPss:               5 kB
 """
 
 PAGES = 2000
@@ -106,8 +112,29 @@ def test_a_rollup_is_read_in_bytes() -> None:
     """The kernel counts in KiB, refork in bytes; USS and shared are sums."""
     kib = 1024
     assert memory.parse_rollup(ROLLUP) == api.Memory(
-        rss=1784 * kib, pss=345 * kib, uss=152 * kib, shared=1640 * kib, private_dirty=112 * kib
+        rss=1784 * kib,
+        pss=345 * kib,
+        uss=152 * kib,
+        shared=1640 * kib,
+        private_dirty=112 * kib,
+        private_clean=40 * kib,
+        shared_clean=1632 * kib,
+        shared_dirty=8 * kib,
+        pss_anon=112 * kib,
+        pss_file=230 * kib,
+        pss_shmem=3 * kib,
+        swap=16 * kib,
+        ksm=4 * kib,
     )
+
+
+def test_what_an_older_kernel_does_not_tell_is_nought() -> None:
+    """PSS by kind, swap and KSM are extras: the figures that matter are there without them."""
+    extras = (b"Pss_A", b"Pss_F", b"Pss_S", b"Swap", b"KSM")
+    lines = [line for line in ROLLUP.splitlines(keepends=True) if not line.startswith(extras)]
+    parsed = memory.parse_rollup(b"".join(lines))
+    assert parsed is not None
+    assert (parsed.pss, parsed.pss_anon, parsed.swap, parsed.ksm) == (345 * 1024, 0, 0, 0)
 
 
 @pytest.mark.parametrize("missing", [b"Rss", b"Pss:", b"Shared_Clean", b"Shared_Dirty", b"Private_Clean", b"Private_D"])
@@ -123,6 +150,34 @@ def test_a_process_may_call_itself_anything() -> None:
     assert memory.parse_start_ticks(text) == 22
 
 
+def test_a_process_is_more_than_its_memory() -> None:
+    """Page faults, processor time, threads, descriptors and the start are those that the kernel tells."""
+    ready = "import threading; threading.Thread(target=input, daemon=True).start(); print('.', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", ready], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        seen = memory.process(process.pid)
+        fds = len(os.listdir(f"/proc/{process.pid}/fd"))
+        started = memory.started_at(process.pid)
+    assert seen is not None
+    assert (seen.threads, seen.fds, seen.started_at) == (2, fds, started)
+    assert seen.minor_faults > 100
+    assert seen.cpu_seconds >= 0
+    assert memory.process(process.pid) is None
+
+
+def test_a_stat_is_read_by_the_places_of_its_fields() -> None:
+    """Minor faults are field 10, processor time 14 and 15 in ticks, threads 20, the start 22."""
+    text = b"42 (a) b) S " + b" ".join(b"%d" % number for number in range(4, 53))
+    tick = 1 / os.sysconf("SC_CLK_TCK")
+    assert memory.parse_stat(text, boot=1000.0, fds=7) == api.Process(
+        minor_faults=10, cpu_seconds=29 * tick, threads=20, fds=7, started_at=1000.0 + 22 * tick
+    )
+    assert memory.parse_stat(text.replace(b" 20 ", b" x "), boot=0.0, fds=None) is None
+
+
 @given(
     st.binary()
     | st.lists(st.sampled_from([*ROLLUP.splitlines(), b"Rss: -1 kB", b"Pss: x kB", b"\xff"])).map(b"\n".join)
@@ -133,6 +188,7 @@ def test_garbage_is_parsed_to_facts_or_none(text: bytes) -> None:
     assert parsed is None or min(parsed.rss, parsed.pss, parsed.uss, parsed.shared, parsed.private_dirty) >= 0
     assert memory.parse_start_ticks(text) is None or b")" in text
     assert memory.parse_boot_time(text) is None or b"btime" in text
+    assert memory.parse_stat(text, boot=0.0, fds=None) is None or b")" in text
 
 
 @given(st.lists(st.none() | st.builds(api.Memory, *[st.integers(0, 2**50)] * 5)))
@@ -141,3 +197,4 @@ def test_totals_add_up_what_is_known(memories: list[api.Memory | None]) -> None:
     totals = memory.totals(memories)
     assert totals.rss == sum(one.rss for one in memories if one)
     assert totals.saved == totals.rss - totals.pss
+    assert totals.shared_ratio == (1 - totals.uss / totals.rss if totals.rss else 0.0)

@@ -27,6 +27,9 @@ def memory(mib: int) -> api.Memory:
     return api.Memory(rss=rss, pss=pss, uss=uss, shared=shared, private_dirty=private_dirty)
 
 
+PROCESS = api.Process(minor_faults=500, cpu_seconds=1.5, threads=3, fds=20, started_at=1000.0)
+
+
 def worker(slot: int, **changes: Any) -> api.WorkerStatus:
     """Make up a ready worker."""
     facts: dict[str, Any] = {
@@ -70,12 +73,26 @@ STATUS = api.Status(
     refusal="",
     monitor_memory=memory(30),
     molds=(mold(2, memory=memory(200)),),
-    workers=(worker(0, memory=memory(100)), worker(1, memory=memory(110), state=api.WorkerState.DRAINING)),
-    totals=api.Totals(rss=9, pss=5, uss=3, saved=4),
+    workers=(
+        worker(0, memory=memory(100), gained=5 * MIB, erosion_rate=-2.5, in_flight=1, process=PROCESS),
+        worker(1, memory=memory(110), state=api.WorkerState.DRAINING),
+    ),
+    totals=api.Totals(rss=9, pss=5, uss=3, saved=4, shared_ratio=0.75),
     rollouts=(
         api.RolloutCount(kind=api.RolloutKind.REFORK, trigger=api.Trigger.COMMAND, outcome=api.Outcome.FAILED, count=7),
     ),
-    served=(api.SlotCount(slot=0, requests=1000, errors=1), api.SlotCount(slot=1, requests=2000, errors=0)),
+    served=(
+        api.SlotCount(slot=0, requests=1000, errors=1, cpu_seconds=2.5, minor_faults=700),
+        api.SlotCount(slot=1, requests=2000, errors=0),
+    ),
+    steps=(api.StepDurations(api.Phase.SURGE, (0, 0, 2, *[0] * 10, 1), 200.08),),
+    monitor_process=PROCESS,
+    gain=api.Gain(predicted=11, realised=-12, promised=13),
+    cgroup=api.Cgroup(
+        version=2, usage=30, working_set=20, limit=40, oom_kills=2, psi_some_avg10=12.5, psi_full_avg10=0.0
+    ),
+    sampling=api.Sampling(interval=2.5, seconds=0.75, cpu_share=0.003, age=2.0),
+    automatic=api.Automatic(reason="DoesNotPay", message="no more", unpaid=3, stopped=True),
 )
 
 
@@ -109,9 +126,10 @@ def test_every_metric_is_documented_and_every_documented_metric_exists() -> None
     rows = re.findall(r"^\| `(refork_\w+)` \| (\w+) \|([^|]*)\|", DOCUMENT.read_text(), re.MULTILINE)
     documented = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
     body, _ = metrics_app.render(STATUS)
-    exported = {
-        family.samples[0].name: (family.type, set(family.samples[0].labels)) for family in parse_text(body.decode())
-    }
+    exported = {}
+    for family in parse_text(body.decode()):
+        name, labels = family.samples[0].name, set(family.samples[0].labels) - {"le"}
+        exported[name.removesuffix("_bucket")] = (family.type, labels)
     assert documented == exported
 
 
@@ -145,9 +163,17 @@ def test_two_processes_in_one_slot_are_one_series() -> None:
 def test_what_could_not_be_measured_has_no_sample() -> None:
     """Unknown is not zero: a process that is gone has no memory series, and one that is not sealed no objects."""
     unknown = msgspec.structs.replace(
-        STATUS, monitor_memory=None, molds=(mold(0, seal=None),), workers=(worker(0),), totals=None
+        STATUS,
+        monitor_memory=None,
+        monitor_process=None,
+        molds=(mold(0, seal=None),),
+        workers=(worker(0),),
+        totals=None,
+        gain=api.Gain(predicted=0),
+        cgroup=None,
     )
-    assert not [name for name, _ in samples(unknown) if name.startswith("refork_memory")]
+    absent = ("refork_memory", "refork_gain_realised", "refork_gain_promised", "refork_cgroup", "refork_threads")
+    assert not [name for name, _ in samples(unknown) if name.startswith(absent)]
     assert value(unknown, "refork_sealed_objects") == 0
 
 
@@ -165,6 +191,61 @@ def test_requests_are_counted_by_slot() -> None:
     """The counters are those of the slot, which outlives its workers."""
     assert value(STATUS, "refork_requests_total", slot="1") == 2000
     assert value(STATUS, "refork_request_errors_total", slot="0") == 1
+
+
+def test_erosion_and_gain_are_told_in_bytes() -> None:
+    """What a refork would win, what the last one promised, and what it won, which may be less than nothing."""
+    assert value(STATUS, "refork_memory_gained_bytes", slot="0") == 5 * MIB
+    assert value(STATUS, "refork_memory_erosion_bytes_per_second", slot="0") == -2.5
+    assert ("refork_memory_gained_bytes", frozenset({("slot", "1")})) not in samples(STATUS)
+    assert value(STATUS, "refork_gain_predicted_bytes") == 11
+    assert value(STATUS, "refork_gain_realised_bytes") == -12
+    assert value(STATUS, "refork_gain_promised_bytes") == 13
+    assert value(STATUS, "refork_memory_shared_ratio") == 0.75
+
+
+def test_a_control_group_without_a_limit_has_no_limit() -> None:
+    """Not a huge number, which would make a share of it look like nothing."""
+    assert value(STATUS, "refork_cgroup_memory_limit_bytes") == 40
+    assert value(STATUS, "refork_cgroup_memory_working_set_bytes") == 20
+    assert value(STATUS, "refork_cgroup_oom_kills_total") == 2
+    assert value(STATUS, "refork_cgroup_memory_pressure_ratio", kind="some") == 0.125
+    unlimited = api.Cgroup(version=1, usage=30, working_set=20, limit=None, oom_kills=0)
+    without = samples(msgspec.structs.replace(STATUS, cgroup=unlimited))
+    assert not [name for name, _ in without if "limit" in name or "pressure" in name]
+
+
+def test_durations_of_steps_are_a_histogram() -> None:
+    """Buckets add up, and the last one has everything."""
+    name = "refork_rollout_step_duration_seconds"
+    assert value(STATUS, f"{name}_bucket", step="surge", le="0.025") == 0
+    assert value(STATUS, f"{name}_bucket", step="surge", le="0.05") == 2
+    assert value(STATUS, f"{name}_bucket", step="surge", le="+Inf") == 3
+    assert value(STATUS, f"{name}_count", step="surge") == 3
+    assert value(STATUS, f"{name}_sum", step="surge") == 200.08
+
+
+def test_the_cost_of_looking_is_a_metric_itself() -> None:
+    """Who pays for knowing wants to know what."""
+    assert value(STATUS, "refork_sampling_cpu_seconds_total") == 0.75
+    assert value(STATUS, "refork_sampling_cpu_ratio") == 0.003
+    assert value(STATUS, "refork_sampling_interval_seconds") == 2.5
+    assert value(STATUS, "refork_sampling_age_seconds") == 2.0
+
+
+def test_giving_up_is_a_metric_and_not_reforking_by_memory_is_not_giving_up() -> None:
+    """An alert on it must be silent where it is switched off."""
+    assert value(STATUS, "refork_automatic_stopped") == 1
+    assert value(STATUS, "refork_automatic_unpaid") == 3
+    off = msgspec.structs.replace(STATUS, automatic=None)
+    assert value(off, "refork_automatic_stopped") == 0
+
+
+def test_processor_time_is_counted_by_slot() -> None:
+    """It is a counter like the requests, whatever becomes of the processes."""
+    assert value(STATUS, "refork_cpu_seconds_total", role="worker", slot="0") == 2.5
+    assert value(STATUS, "refork_minor_faults_total", role="monitor", slot="") == 500
+    assert value(STATUS, "refork_open_fds", role="worker", slot="0") == 20
 
 
 def test_versions_are_labels() -> None:

@@ -1,0 +1,188 @@
+"""Reforks by memory: asks for one when it pays, and learns from each, whoever asked for it, whether it did.
+
+The decision is ``refork.decide``'s, which is pure; here are the figures it decides by, from the sampler. What a refork
+promises is what workers have gained privately since their fork, less the largest. What it has won is the PSS of all
+processes before it less that of all processes after it. Both are known for every refork, also where none is ever asked
+for by memory: the status shows them.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from refork import api, decide
+from refork.api import Outcome, Phase, RolloutKind
+from refork.decide import Metric, Reason, Threshold
+from refork.settings import parse_amount
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from refork.generations import Rollout
+    from refork.sampler import Sampler
+
+WORTH = 0.5
+"""A refork that promised less than this part of the wanted gain was not asked for by memory, and proves nothing."""
+
+_LONGEST_GAP = 3.0
+_AT_LEAST_GAP = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the settings say: how much a refork must promise, for how long, and how often there may be one."""
+
+    threshold: Threshold | None
+    cooldown: float
+
+    @classmethod
+    def of(cls, cfg: Any) -> Wish:
+        """Read the settings."""
+        size, share = parse_amount(cfg.refork_gain)
+        threshold = None
+        if size or share:
+            threshold = Threshold(Metric.GAIN, size=size or None, share=share or None, sustained=cfg.refork_sustained)
+        return cls(threshold, cfg.refork_cooldown)
+
+    def policy(self, *, limit: int | None, interval: float) -> decide.Policy:
+        """Put it in the words of ``refork.decide``; samples may be an ``interval`` apart."""
+        threshold = self.threshold
+        wanted = 0.0
+        if threshold is not None:
+            wanted = threshold.size or (threshold.share or 0.0) * (limit or 0)
+        return decide.Policy(
+            thresholds=() if threshold is None else (threshold,),
+            cooldown=self.cooldown,
+            min_gain=int(WORTH * wanted),
+            longest_gap=max(_AT_LEAST_GAP, _LONGEST_GAP * interval),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What there was when a refork began to change it: all processes, and those of them that served."""
+
+    pids: Sequence[int]
+    workers: Sequence[int]
+    promised: int
+    pss: int
+
+
+class Automatic:
+    """Decides for one server; ``workers`` names the pids of those that serve."""
+
+    def __init__(self, wish: Wish, sampler: Sampler, workers: Callable[[], Sequence[int]], *, log: Any) -> None:
+        self._wish = wish
+        self._sampler = sampler
+        self._workers = workers
+        self._log = log
+        self._history = decide.History()
+        self._decision: decide.Decision | None = None
+        self._before: Before | None = None
+        self._ended: float | None = None
+        self.promised: int | None = None
+        self.realised: int | None = None
+
+    def configure(self, wish: Wish) -> None:
+        """Take up new settings, with new code perhaps: what was learnt does not hold any more."""
+        self._wish = wish
+        self._history = decide.forgiven(self._history)
+        self._decision = None
+
+    # --- what a refork is worth ---------------------------------------------------------------------------------------
+
+    def gain(self) -> api.Gain:
+        """Tell what a refork would win now, and what the last one did."""
+        return api.Gain(predicted=self._predicted(self._workers()), realised=self.realised, promised=self.promised)
+
+    def advanced(self, rollout: Rollout) -> None:
+        """Take note of a step that a rollout has come to; a trial changes nothing."""
+        if rollout.kind not in {RolloutKind.REFORK, RolloutKind.REBASE}:
+            return
+        if rollout.phase in (Phase.SURGE, Phase.LOADING):
+            self._sampler.ask()
+            self._ended = None
+            self._before = self._look(rollout, self._sampler.pids(), self._workers())
+        elif rollout.phase is Phase.DRAINING and self._before is not None:
+            # The last moment before the promoted worker changes, and looked at afresh as far as that could be had.
+            self._before = self._look(rollout, self._before.pids, self._before.workers)
+        else:
+            return
+        self._history = decide.begun(self._history, at=rollout.started, promised=self._before.promised)
+
+    def finished(self, rollout: Rollout) -> None:
+        """Take note of the end of a rollout: what it has won can be told once everything has been looked at."""
+        self._sampler.need_all()
+        if rollout.kind is not RolloutKind.REFORK:
+            self._before = None
+        elif rollout.outcome is Outcome.SUCCEEDED and self._before is not None:
+            self._ended = time.monotonic()
+        else:
+            self._judge(0)
+
+    def looked(self) -> None:
+        """Take note of another look at a process."""
+        if self._ended is None or self._before is None:
+            return
+        pids = self._sampler.pids()
+        if self._sampler.seen_since(self._ended, pids):
+            self._ended = None
+            self.promised = self._before.promised
+            self.realised = self._before.pss - self._sampler.pss(pids)
+            self._log.info("refork won %s of %s bytes that it promised", self.realised, self.promised)
+            self._judge(self.realised)
+
+    def _judge(self, realised: int) -> None:
+        self._before = None
+        self._history = decide.judged(self._history, realised=realised, policy=self._policy())
+
+    def _look(self, rollout: Rollout, pids: Sequence[int], workers: Sequence[int]) -> Before:
+        """Note what is known of these processes; a rebase promises nothing."""
+        promised = self._predicted(workers) if rollout.kind is RolloutKind.REFORK else 0
+        return Before(pids, workers, promised, self._sampler.pss(pids))
+
+    def _predicted(self, workers: Sequence[int]) -> int:
+        return decide.predicted_gain([gained for pid in workers if (gained := self._gained(pid)) is not None])
+
+    def _gained(self, pid: int) -> int | None:
+        return self._sampler.track(pid).gained
+
+    # --- whether to refork --------------------------------------------------------------------------------------------
+
+    def due(self) -> bool:
+        """Whether a refork should be asked for now; asks ``refork.decide`` once for each round of looks."""
+        if self._wish.threshold is None or self._ended is not None:
+            return False
+        sample = self._sample()
+        if self._history.sampled_at is not None and sample.at <= self._history.sampled_at:
+            return False
+        before = self._decision
+        self._decision, self._history = decide.decide(self._history, sample, policy=self._policy())
+        stopped = self._decision.reason is Reason.DOES_NOT_PAY
+        if stopped and (before is None or before.reason is not Reason.DOES_NOT_PAY):
+            self._log.warning("refork by memory has stopped until a reload or restart: %s", self._decision.message)
+        return self._decision.refork
+
+    def explain(self) -> str:
+        """Tell why the last decision was what it was."""
+        return "" if self._decision is None else self._decision.message
+
+    def status(self) -> api.Automatic | None:
+        """Tell what was decided last; None when it is switched off."""
+        if self._wish.threshold is None:
+            return None
+        reason = Reason.BELOW_THRESHOLD if self._decision is None else self._decision.reason
+        stopped = self._history.unpaid >= self._policy().gives_up_after
+        return api.Automatic(reason.value, self.explain(), self._history.unpaid, stopped)
+
+    def _policy(self) -> decide.Policy:
+        return self._wish.policy(limit=self._limit, interval=self._sampler.sampling().interval)
+
+    @property
+    def _limit(self) -> int | None:
+        return None if self._sampler.cgroup is None else self._sampler.cgroup.limit
+
+    def _sample(self) -> decide.Sample:
+        return decide.Sample(at=self._sampler.oldest(), gain=self._predicted(self._workers()), limit=self._limit)
