@@ -1,5 +1,7 @@
 """How ``reforkctl`` finds a running server and talks to it: the standard library only, because it must start fast.
 
+What is different about a server that is reached by an URL is in ``refork.ctl_remote``.
+
 A server listens on the abstract name ``@refork/PID`` unless told otherwise, and the kernel lists such names in
 ``/proc/net/unix``. Anybody may take a name, so a name alone is not believed: the kernel also knows which process
 listens (unix(7), SO_PEERCRED), and it must be the one that the name says.
@@ -11,20 +13,25 @@ import http.client
 import os
 import re
 import socket
+import ssl
 import struct
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from refork import api
+from refork import api, ctl_remote
 from refork.address import AddressError, UnixAddress, parse_unix
+from refork.ctl_remote import Remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SECONDS_TO_ANSWER = 10.0
 SECONDS_TO_BE_FOUND = 2.0
+LONGEST_WAIT = 5
+MOST_WAITS = 3
 
 _UCRED = struct.Struct("3i")
 _TIMEVAL = struct.Struct("ll")
@@ -128,19 +135,31 @@ class _UnixConnection(http.client.HTTPConnection):
         _connect(self.sock, self._address, timeout=self._seconds)
 
 
-def _talk(connection: _UnixConnection, method: str, path: str, *, body: bytes) -> tuple[int, bytes]:
-    connection.request(method, path, body=body or None, headers={"Connection": "close"})
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a server said. ``wait``: seconds after which it wants to be asked again; 0 if it does not say so."""
+
+    status: int
+    body: bytes
+    wait: int
+
+
+def _talk(
+    connection: http.client.HTTPConnection, method: str, path: str, *, body: bytes, headers: dict[str, str]
+) -> _Answer:
+    connection.request(method, path, body=body or None, headers={"Connection": "close", **headers})
     response = connection.getresponse()
     answer = response.read(_LARGEST_ANSWER)
     if response.length:
         raise http.client.IncompleteRead(answer, response.length)
-    return response.status, answer
+    wait = response.headers.get("Retry-After", "")
+    return _Answer(response.status, answer, int(wait) if wait.isascii() and wait.isdigit() else 0)
 
 
 class Client:
     """Asks one server. Raises UnreachableError and RefusedError, each with a sentence."""
 
-    def __init__(self, address: UnixAddress, *, timeout: float = SECONDS_TO_ANSWER) -> None:
+    def __init__(self, address: UnixAddress | Remote, *, timeout: float = SECONDS_TO_ANSWER) -> None:
         self.address = address
         self._timeout = timeout
 
@@ -159,36 +178,51 @@ class Client:
         answer = self._ask("POST", f"/v1/{name}", body=msgspec.json.encode(command))
         return self._understand(answer, shape=api.Accepted)
 
-    def operation(self, operation: str) -> api.RolloutStatus:
-        """Ask how a rollout goes."""
-        return self._understand(self._ask("GET", f"/v1/operations/{operation}"), shape=api.RolloutStatus)
+    def operation(self, operation: str) -> api.OperationStatus:
+        """Ask how an operation goes."""
+        return self._understand(self._ask("GET", f"/v1/operations/{operation}"), shape=api.OperationStatus)
 
     def _ask(self, method: str, path: str, *, body: bytes = b"") -> bytes:
-        status, answer = self._exchange(method, path, body=body)
-        if status in {200, 202}:
-            return answer
+        answer = self._exchange(method, path, body=body)
+        for _ in range(MOST_WAITS):
+            if answer.status != http.client.TOO_MANY_REQUESTS or not 1 <= answer.wait <= LONGEST_WAIT:
+                break
+            time.sleep(answer.wait)
+            answer = self._exchange(method, path, body=body)
+        if answer.status in {200, 202}:
+            return answer.body
         try:
-            reason = msgspec.json.decode(answer, type=api.Refused).error
+            reason = msgspec.json.decode(answer.body, type=api.Refused).error
         except msgspec.DecodeError:
-            reason = f"the server answered {status}"
-        if status >= http.client.INTERNAL_SERVER_ERROR:
+            reason = f"the server answered {answer.status}"
+        if answer.status >= http.client.INTERNAL_SERVER_ERROR:
             raise UnreachableError(f"{self.address}: {reason}")
         raise RefusedError(reason)
 
-    def _exchange(self, method: str, path: str, *, body: bytes) -> tuple[int, bytes]:
-        connection = _UnixConnection(self.address, timeout=self._timeout)
+    def _exchange(self, method: str, path: str, *, body: bytes) -> _Answer:
+        connection, headers = self._prepare()
         try:
-            return _talk(connection, method, path, body=body)
+            return _talk(connection, method, path, body=body, headers=headers)
         except PermissionError as error:
             raise RefusedError(f"you may not use {self.address}: run as root or as the server's user") from error
         except TimeoutError as error:
             raise UnreachableError(f"{self.address} did not answer within {self._timeout:g} s") from error
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise UnreachableError(f"no server listens on {self.address}: is it running?") from error
+        except ssl.SSLCertVerificationError as error:
+            hint = "name its authority with --ca"
+            raise UnreachableError(f"{self.address} is not to be trusted: {error.verify_message}; {hint}") from error
+        except socket.gaierror as error:
+            raise UnreachableError(f"{self.address} has no address: {error.strerror}") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise UnreachableError(f"{self.address} broke off the conversation: {error!r}") from error
         finally:
             connection.close()
+
+    def _prepare(self) -> tuple[http.client.HTTPConnection, dict[str, str]]:
+        if isinstance(self.address, Remote):
+            return ctl_remote.connection(self.address, timeout=self._timeout), ctl_remote.headers(self.address)
+        return _UnixConnection(self.address, timeout=self._timeout), {}
 
     def _understand[Answer](self, answer: bytes, *, shape: type[Answer]) -> Answer:
         try:

@@ -63,13 +63,13 @@ class Operations:
         self._ended: OrderedDict[str, api.OperationStatus] = OrderedDict()
         self._commands: OrderedDict[str, tuple[api.Command, api.Accepted]] = OrderedDict()
         self._asked: OrderedDict[str, api.Command] = OrderedDict()
-        self._last: dict[type[api.Command], float] = {}
+        self._last: dict[type[msgspec.Struct], float] = {}
         self._resizes = 0
         self.resize: Resize | None = None
 
     # --- commands -----------------------------------------------------------------------------------------------------
 
-    def once[C: (api.ReforkCommand, api.RebaseCommand, api.WorkersCommand, api.DoctorCommand)](
+    def once[C: api.Command](
         self, command: C, act: Callable[[C], api.Accepted], *, refusal: str, now: float, interval: float
     ) -> api.Accepted:
         """Carry out a command, unless it was before or comes too soon.

@@ -684,6 +684,8 @@ class ControlKeyfile(Setting):
     default = ""
     desc = """\
         For `control_tcp`: the key of `control_certfile`; unset, it is in that file too.
+
+        It is read again when it has changed. It cannot be encrypted: nobody is there to be asked for a password.
         """
 
 

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +24,17 @@ from typing import TYPE_CHECKING, Any
 import refork
 from refork import api, endpoint
 from refork.address import parse_unix
-from refork.bind import BindError
 from refork.api import Refusal
+from refork.bind import BindError
+from refork.cluster import keys_of
 from refork.control import ControlServer
+from refork.control_tcp import ControlTcpServer, Door
+from refork.events import Events
 from refork.metrics import MetricsServer
+from refork.operations import Operations
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 SLOT_WITHOUT_WORKER = 7
 SLOT_WITH_BUG = 9
@@ -130,16 +135,34 @@ def make_status(*, app: str = "demo:app", pid: int = 4711, **changes: Any) -> ap
 
 @dataclass
 class Pretender:
-    """Takes commands like a monitor, and does nothing."""
+    """Takes commands like a monitor, and does nothing. A new number of workers is as many events."""
 
     app: str
     ready: int = 2
-    operations: dict[str, list[api.RolloutStatus]] = field(default_factory=dict)
+    interval: float = 0.0
+    events: Events = field(default_factory=Events)
+    known: Operations = field(default_factory=Operations)
+    operations: dict[str, list[api.OperationStatus]] = field(default_factory=dict)
 
     def status(self) -> api.Status:
         return make_status(app=self.app, ready=self.ready, pid=os.getpid())
 
     def refork(self, command: api.ReforkCommand) -> api.Accepted:
+        return self._once(command, self._refork)
+
+    def doctor(self, command: api.DoctorCommand) -> api.Accepted:
+        return self._once(command, lambda _: self._accept("doctor", [_rollout(phase=api.Phase.DRAINING)]))
+
+    def rebase(self, command: api.RebaseCommand) -> api.Accepted:
+        return self._once(command, self._rebase)
+
+    def workers(self, command: api.WorkersCommand) -> api.Accepted:
+        return self._once(command, self._workers)
+
+    def _once[C: api.Command](self, command: C, act: Callable[[C], api.Accepted]) -> api.Accepted:
+        return self.known.once(command, act, refusal="", now=time.monotonic(), interval=self.interval)
+
+    def _refork(self, command: api.ReforkCommand) -> api.Accepted:
         if command.slot == SLOT_WITHOUT_WORKER:
             raise Refusal(f"slot {SLOT_WITHOUT_WORKER} has no worker")
         if command.slot == SLOT_WITH_BUG:
@@ -148,26 +171,28 @@ class Pretender:
         end = _rollout(steps=ALL_STEPS, phase=api.Phase.STEADY, outcome=api.Outcome.SUCCEEDED)
         return self._accept("refork", steps[:1] if command.slot == SLOT_THAT_HANGS else [*steps, end])
 
-    def rebase(self, command: api.RebaseCommand) -> api.Accepted:
+    def _rebase(self, command: api.RebaseCommand) -> api.Accepted:
         del command
         failed = _rollout(
-            kind=api.RolloutKind.REBASE,
+            kind=api.OperationKind.REBASE,
             phase=api.Phase.LOADING,
             outcome=api.Outcome.FAILED,
             reason="the application does not import: No module named 'nonsense'",
         )
-        return self._accept("rebase", [_rollout(kind=api.RolloutKind.REBASE, phase=api.Phase.LOADING), failed])
+        return self._accept("rebase", [_rollout(kind=api.OperationKind.REBASE, phase=api.Phase.LOADING), failed])
 
-    def workers(self, command: api.WorkersCommand) -> api.Accepted:
+    def _workers(self, command: api.WorkersCommand) -> api.Accepted:
+        for slot in range(command.count):
+            self.events.publish(api.WorkerEvent(slot, 1, 4711, api.WorkerChange.READY, command.reason))
         return api.Accepted(operation="workers-1", message=f"{command.count} workers wanted")
 
-    def operation(self, operation: str) -> api.RolloutStatus | None:
+    def operation(self, operation: str) -> api.OperationStatus | None:
         script = self.operations.get(operation)
         if script is None:
             return None
         return script.pop(0) if len(script) > 1 else script[0]
 
-    def _accept(self, name: str, script: list[api.RolloutStatus]) -> api.Accepted:
+    def _accept(self, name: str, script: list[api.OperationStatus]) -> api.Accepted:
         operation = f"{name}-{len(self.operations) + 1}"
         self.operations[operation] = script
         return api.Accepted(operation=operation, message=f"{name} to generation 2 begins")
@@ -176,12 +201,12 @@ class Pretender:
 def _rollout(
     *,
     phase: api.Phase,
-    kind: api.RolloutKind = api.RolloutKind.REFORK,
+    kind: api.OperationKind = api.OperationKind.REFORK,
     steps: Sequence[api.Phase] = (),
     outcome: api.Outcome | None = None,
     reason: str = "",
-) -> api.RolloutStatus:
-    return api.RolloutStatus(
+) -> api.OperationStatus:
+    return api.OperationStatus(
         id="refork-1",
         kind=kind,
         trigger=api.Trigger.COMMAND,
@@ -210,6 +235,10 @@ class Running:
     @property
     def metrics(self) -> str:
         return self.addresses["metrics"]
+
+    @property
+    def tcp(self) -> str:
+        return self.addresses["tcp"]
 
     def log_text(self) -> str:
         return self.log.read_text()
@@ -275,23 +304,40 @@ def ask(
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    pretender = Pretender(app=arguments.app, ready=arguments.ready)
+    pretender = Pretender(app=arguments.app, ready=arguments.ready, interval=arguments.interval)
+    events = pretender.events
     log = logging.getLogger("steered")
-    servers: list[Any] = [
-        ControlServer(pretender, bind=arguments.control, log=log, pid=arguments.pid or os.getpid()),
-    ]
+    servers: dict[str, Any] = {
+        "control": ControlServer(pretender, events, bind=arguments.control, log=log, pid=arguments.pid or os.getpid()),
+    }
     if arguments.metrics:
-        servers.append(MetricsServer(pretender.status, bind=arguments.metrics, log=log))
+        servers["metrics"] = MetricsServer(pretender.status, events, bind=arguments.metrics, log=log)
+    if arguments.tcp:
+        servers["tcp"] = ControlTcpServer(pretender, events, door=_door(arguments), log=log)
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    for server in servers:
+    for server in servers.values():
         await server.start()
-    names = ("control", "metrics")
-    print(json.dumps({name: str(server.address) for name, server in zip(names, servers, strict=False)}), flush=True)
+    print(json.dumps({name: str(server.address) for name, server in servers.items()}), flush=True)
     await stopped.wait()
-    for server in servers:
+    for server in servers.values():
         await server.stop()
-    log.info("stopped modules=%s", ",".join(sorted({"aiohttp", "prometheus_client"} & set(sys.modules))))
+    loaded = sorted({"aiohttp", "jwt", "cryptography", "prometheus_client"} & set(sys.modules))
+    log.info("stopped modules=%s", ",".join(loaded))
+
+
+def _door(arguments: argparse.Namespace) -> Door:
+    return Door(
+        bind=arguments.tcp,
+        token_file=arguments.token_file,
+        service_accounts=tuple(arguments.accounts),
+        keys=keys_of(arguments.jwks, pod=arguments.pod),
+        issuer=arguments.issuer,
+        certfile=arguments.certfile,
+        keyfile=arguments.keyfile,
+        client_ca=arguments.client_ca,
+        plaintext=arguments.plaintext,
+    )
 
 
 def main() -> int:
@@ -303,6 +349,12 @@ def main() -> int:
     parser.add_argument("--pid", type=int)
     parser.add_argument("--deadline", type=float)
     parser.add_argument("--ready", type=int, default=2)
+    parser.add_argument("--interval", type=float, default=0.0)
+    parser.add_argument("--tcp")
+    parser.add_argument("--accounts", nargs="*", default=())
+    parser.add_argument("--plaintext", action="store_true")
+    for name in ("token-file", "jwks", "issuer", "certfile", "keyfile", "client-ca", "pod"):
+        parser.add_argument(f"--{name}", default="")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(levelname)s %(name)s %(message)s", level=logging.DEBUG)
     logging.getLogger("asyncio").setLevel(logging.INFO)

@@ -518,5 +518,5 @@ def test_metrics_and_probes_are_served_wherever_the_bind_says(tmp_path: Path, bi
     assert ask(address, "GET", "/healthz")[:2] == (200, "ok\n")
     assert ask(address, "GET", "/readyz")[:2] == (200, "ready=2 wanted=2\n")
     assert ask(address, "POST", "/metrics")[0] == 405
-    assert ask(address, "GET", "/v1/status")[0] == 404
+    assert ask(address, "POST", "/v1/refork")[0] == 404
     assert server.stop() == 0

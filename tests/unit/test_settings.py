@@ -123,6 +123,16 @@ def test_the_defaults_are_what_the_server_works_with() -> None:
         "seal": True,
         "lifespan_keep": False,
         "control_bind": "",
+        "control_tcp": "",
+        "control_token_file": "",
+        "control_service_accounts": (),
+        "control_jwks": "",
+        "control_issuer": "",
+        "control_certfile": "",
+        "control_keyfile": "",
+        "control_client_ca": "",
+        "control_plaintext": False,
+        "refork_min_interval": 1.0,
         "metrics_bind": "",
     }
 
