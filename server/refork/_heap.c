@@ -31,8 +31,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
@@ -839,16 +841,121 @@ fill_holes_of_size(size_t size)
     }
 }
 
+static size_t
+fill_holes_of_pymalloc(void)
+{
+    size_t filled = 0;
+    for (size_t size = 16; size <= LARGEST_BLOCK; size += 16) {
+        filled += fill_holes_of_size(size);
+    }
+    return filled;
+}
+
+#if defined(__GLIBC__)
+
+/* The C library's malloc has holes as well: what is larger than pymalloc's
+ * blocks lies there, and what C libraries keep. Holes with whole pages in them
+ * are left open: such pages are not resident after malloc_trim(), so what is
+ * put there costs no copy. */
+#define SMALLEST_CHUNK 24
+#define LARGEST_FILLED 4088
+#define LARGEST_HELD 65528   /* below every threshold for mapping apart */
+
+typedef struct {
+    uintptr_t start;    /* the main arena: what lies in it is a hole, ... */
+    uintptr_t top;      /* ... what lies above is memory never used before */
+    size_t budget;      /* an end to it all, should either be wrong */
+} Holes;
+
+static void
+look_at_malloc(Holes *holes, size_t *used)
+{
+#if __GLIBC_PREREQ(2, 33)
+    struct mallinfo2 info = mallinfo2();
+#else
+    struct mallinfo info = mallinfo();
+#endif
+    uintptr_t end = (uintptr_t)sbrk(0);
+    holes->top = end - (size_t)info.keepcost;
+    holes->start = end - (size_t)info.arena;
+    holes->budget = (size_t)info.fordblks + (1 << 20);
+    *used = (size_t)info.uordblks;
+}
+
+/* False if malloc() is somebody else's (jemalloc, a sanitizer), of which what
+ * the C library tells about its own says nothing. */
+static bool
+find_holes(Holes *holes)
+{
+    size_t before, after;
+    look_at_malloc(holes, &before);
+    void *probe = malloc(LARGEST_HELD);
+    look_at_malloc(holes, &after);
+    free(probe);
+    look_at_malloc(holes, &before);
+    return probe != NULL && after >= before + LARGEST_HELD;
+}
+
+/* A block that closes a hole, or NULL if there is no hole of the size. */
+static void *
+close_hole(Holes *holes, size_t size)
+{
+    void *block = malloc(size);
+    uintptr_t at = (uintptr_t)block;
+    if (block != NULL && at >= holes->start && at < holes->top
+        && holes->budget > size) {
+        holes->budget -= size;
+        return block;
+    }
+    free(block);
+    return NULL;
+}
+
+/* From large to small, so that the rest of a hole is filled later on. The
+ * large ones are taken out of the way meanwhile. */
+static size_t
+fill_holes_of_malloc(void)
+{
+    Holes holes;
+    if (!find_holes(&holes)) {
+        return 0;
+    }
+    size_t filled = 0;
+    void **held = NULL, **block;
+    for (size_t size = LARGEST_HELD; size > LARGEST_FILLED; size /= 2) {
+        while ((block = close_hole(&holes, size)) != NULL) {
+            *block = held;
+            held = block;
+        }
+    }
+    for (size_t size = LARGEST_FILLED; size >= SMALLEST_CHUNK; size -= 16) {
+        while (close_hole(&holes, size) != NULL) {
+            filled += size;
+        }
+    }
+    while ((block = held) != NULL) {
+        held = *block;
+        free(block);
+    }
+    malloc_trim(0);
+    return filled;
+}
+
+#else
+
+static size_t
+fill_holes_of_malloc(void)
+{
+    return 0;
+}
+
+#endif
+
 static PyObject *
 heap_fill_holes(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
-    size_t filled = 0;
-    if (uses_pymalloc()) {
-        for (size_t size = 16; size <= LARGEST_BLOCK; size += 16) {
-            filled += fill_holes_of_size(size);
-        }
-    }
-    return PyLong_FromSize_t(filled);
+    size_t filled = uses_pymalloc() ? fill_holes_of_pymalloc() : 0;
+    return PyLong_FromSize_t(filled + fill_holes_of_malloc());
 }
 
 static PyObject *

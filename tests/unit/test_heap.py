@@ -7,6 +7,7 @@ import gc
 import io
 import os
 import pickle
+import platform
 import subprocess
 import sys
 import threading
@@ -118,6 +119,52 @@ def test_reading_a_sealed_cache_in_forked_workers_costs_next_to_nothing() -> Non
     assert sealed_results == plain_results
     assert len(sealed_results) == 1
     assert max(sealed) <= 0.05 * min(unsealed)
+
+
+def blocks_between_holes() -> list[bytes]:
+    """Return blocks of nearly a page, each with a smaller one before it that is free again, too large for pymalloc."""
+    pairs = [(bytes(600), bytes(4000)) for _ in range(1000)]
+    return [kept for _, kept in pairs]
+
+
+@can_seal
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc tells about its heap")
+def test_new_objects_do_not_land_in_the_holes_of_shared_pages() -> None:
+    """What a worker allocates from malloc lies together, and not one piece on each of a thousand shared pages."""
+
+    def job() -> tuple[int, int]:
+        kept = blocks_between_holes()
+        report = heap.seal()
+
+        def worker() -> int:
+            before = private_dirty()
+            new = [bytes(600) for _ in range(len(kept))]
+            return private_dirty() - before if new else 0
+
+        return in_child(worker), report.filled
+
+    gained, filled = in_child(job)
+    assert filled >= 600_000
+    assert gained <= 2 * 600  # KiB, for objects of 600 KiB together
+
+
+@can_seal
+def test_memory_in_large_free_areas_is_neither_filled_nor_kept() -> None:
+    """Filling holes does not give up whole pages: those go back to the kernel and stay usable."""
+
+    def job() -> tuple[int, int]:
+        fence = []
+        large = []
+        for _ in range(64):
+            large.append(bytes(100_000))
+            fence.append(bytes(700))
+        del large
+        return heap.seal().filled, private_dirty() if fence else 0
+
+    filled, dirty = in_child(job)
+    baseline = in_child(lambda: (heap.seal(), private_dirty())[1])
+    assert filled < 3_000_000
+    assert dirty < baseline + 2000
 
 
 @can_seal
