@@ -41,7 +41,7 @@ class Fork(Message, frozen=True):
 
 
 class Promote(Message, frozen=True):
-    """To a worker about to be stopped: become a mold when drained. Descriptors: scoreboard, then the listeners.
+    """To a worker about to be stopped: become a mold when drained. Descriptors: the listeners.
 
     ``deadline`` is on the monotonic clock, which all processes share; with ``trial`` only say what would be in the way.
     """

@@ -285,12 +285,12 @@ class Monitor:
                 pid = os.posix_spawn(sys.executable, command, environment)
         mold = MoldProcess(generation, pid, channel, time.monotonic())
         self.children.molds[generation] = mold
-        channel.send(wire.Load(generation), self._descriptors())
+        channel.send(wire.Load(generation), (self.scoreboard.fd, *self._listening()))
         self._listen(channel, lambda: self._hear_mold(mold))
         self.log.info("mold gen=%s pid=%s loading", generation, pid)
 
-    def _descriptors(self) -> tuple[int, ...]:
-        return (self.scoreboard.fd, *(listener.fileno() for listener in self._listeners))
+    def _listening(self) -> tuple[int, ...]:
+        return tuple(listener.fileno() for listener in self._listeners)
 
     def _fork_worker(self, order: machine.ForkWorker) -> None:
         channel, end = Channel.pair()
@@ -311,7 +311,7 @@ class Monitor:
     def _promote(self, worker: WorkerProcess, order: machine.PromoteWorker) -> None:
         worker.promoting = order.generation
         deadline = time.monotonic() + self.generations.policy.promote_timeout
-        worker.channel.send(wire.Promote(order.generation, deadline, order.trial), self._descriptors())
+        worker.channel.send(wire.Promote(order.generation, deadline, order.trial), self._listening())
         self._kill(worker.pid, signal.SIGTERM)
 
     def _signal_worker(self, number: int, what: signal.Signals) -> None:

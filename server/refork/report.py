@@ -86,7 +86,7 @@ def rollout(rollout: Rollout, *, now: float) -> api.RolloutStatus:
         kind=rollout.kind,
         trigger=rollout.trigger,
         generation=rollout.generation,
-        phase=Phase.STEADY if ended else rollout.phase,
+        phase=Phase.STEADY if rollout.outcome is api.Outcome.SUCCEEDED else rollout.phase,
         started_at=time.time() - (now - rollout.started),
         seconds=seconds,
         reason=rollout.reason,

@@ -110,7 +110,7 @@ class Worker:
         announced = self.gunicorn_worker.tmp.promotion()
         if announced is None or status != 0:
             self._exit(status)
-        order, (_, *fds) = announced
+        order, fds = announced
         mold = promotion.promote(self, order)
         if mold is None:
             self._exit(0)
