@@ -55,9 +55,8 @@ def read(path: str) -> Tokens:
         TokenFileError: it cannot be read, or what is in it will not do.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(fd, "rb") as file:
-            mode = os.fstat(fd).st_mode
+        with open(path, "rb", opener=_open) as file:
+            mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
                 raise TokenFileError(f"{path} is no file")
             content = file.read(LARGEST_FILE + 1)
@@ -77,6 +76,10 @@ def read(path: str) -> Tokens:
         if not line.isascii() or not line.decode().isprintable() or b" " in line:
             raise TokenFileError(f"{path}: token {number} has characters that no HTTP header can carry")
     return Tokens(tuple(_digest(line) for line in lines), mode)
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe that nobody writes to would be waited for
 
 
 def _digest(token: bytes) -> bytes:
