@@ -1,0 +1,106 @@
+"""From what a server says about itself to what decisions are made by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from refork import api, decide
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_LARGEST = 1 << 56
+"""No machine has so much memory: whoever says so is not believed."""
+
+_DECODER = msgspec.json.Decoder(api.Status)
+_OPERATION = msgspec.json.Decoder(api.RolloutStatus)
+
+
+class NonsenseError(ValueError):
+    """The answer is none that a refork server gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one answer said, as far as the operator needs it.
+
+    Attributes:
+        server: when the server was started: it names the server within its pod.
+        last: the id of the last rollout that ended; empty if none has.
+        last_outcome: how it ended, likewise.
+        saved: sum of RSS less sum of PSS.
+        busy: why a refork would be refused now; empty if it would not.
+    """
+
+    sample: decide.Sample
+    server: float
+    generation: int
+    last: str
+    last_outcome: str
+    saved: int
+    busy: str
+    realised: int | None
+    sampled_age: float
+    oom_kills: int
+
+
+def read(body: bytes, *, at: float, limit: int | None) -> Observation:
+    """Read an answer to ``GET /v1/status``; ``limit`` is the container's, used if the server knows none.
+
+    Raises NonsenseError.
+    """
+    try:
+        status = _DECODER.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise NonsenseError(str(error)) from error
+    if status.api != api.VERSION:
+        raise NonsenseError(f"the server speaks {status.api!r}, not {api.VERSION!r}")
+    return _observation(status, at=at, limit=limit)
+
+
+def read_operation(body: bytes) -> api.RolloutStatus:
+    """Read an answer to ``GET /v1/operations/ID``. Raises NonsenseError."""
+    try:
+        return _OPERATION.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise NonsenseError(str(error)) from error
+
+
+def _observation(status: api.Status, *, at: float, limit: int | None) -> Observation:
+    totals = status.totals or api.Totals(rss=0, pss=0, uss=0, saved=0)
+    if not all(0 <= size < _LARGEST for size in (totals.rss, totals.pss, totals.uss, abs(status.gain.predicted))):
+        raise NonsenseError("the server claims sizes that no server has")
+    cgroup, last = status.cgroup, status.last_rollout
+    sample = decide.Sample(
+        at=at,
+        gain=max(status.gain.predicted, 0),
+        rss=totals.rss,
+        pss=totals.pss,
+        uss=totals.uss,
+        workers=_workers(status.workers),
+        limit=(cgroup.limit if cgroup is not None and cgroup.limit else None) or limit,
+        working_set=cgroup.working_set if cgroup is not None else None,
+    )
+    return Observation(
+        sample=sample,
+        server=status.started_at,
+        generation=status.generation,
+        last=last.id if last is not None else "",
+        last_outcome=str(last.outcome or "") if last is not None else "",
+        saved=totals.saved,
+        busy=status.refusal,
+        realised=status.gain.realised,
+        sampled_age=status.sampling.age,
+        oom_kills=cgroup.oom_kills if cgroup is not None else 0,
+    )
+
+
+def _workers(workers: Sequence[api.WorkerStatus]) -> tuple[decide.Worker, ...]:
+    return tuple(
+        decide.Worker(rss=m.rss, pss=m.pss, uss=m.uss, gained=worker.gained or 0)
+        for worker in workers
+        if (m := worker.memory) is not None
+    )
