@@ -147,9 +147,10 @@ class Policy:
     def allows_address(self, connection: Connection) -> bool:
         """Whether a connection to this peer may be open."""
         if connection.unix:
-            return bool(connection.host) and {connection.host, f"unix:{connection.host}"}.intersection(
-                self._of("address")
-            ) != set()
+            return (
+                bool(connection.host)
+                and {connection.host, f"unix:{connection.host}"}.intersection(self._of("address")) != set()
+            )
         hosts = {connection.host, f"[{connection.host}]", connection.peer}
         return not hosts.isdisjoint(self._of("address"))
 
@@ -176,16 +177,14 @@ class Finding:
 
 def findings(facts: Facts, policy: Policy) -> tuple[Finding, ...]:
     """Return what makes a fork unsafe and is not allowed; the mode is the caller's to obey."""
-    return tuple(
-        [
-            *_marks(facts),
-            *_threads(facts, policy),
-            *_native_threads(facts, policy),
-            *_connections(facts, policy),
-            *_descriptors(facts, policy),
-            *_children(facts, policy),
-            *_locks(facts),
-        ]
+    return (
+        *_marks(facts),
+        *_threads(facts, policy),
+        *_native_threads(facts, policy),
+        *_connections(facts, policy),
+        *_descriptors(facts, policy),
+        *_children(facts, policy),
+        *_locks(facts),
     )
 
 
@@ -203,7 +202,7 @@ _TROUBLES = (
     _Trouble(
         "grpc",
         "gRPC",
-        f"close its channels and servers in {HOOKS}, open them in after_worker_fork, and set GRPC_ENABLE_FORK_SUPPORT=1",
+        f"close its channels in {HOOKS}, open them in after_worker_fork, and set GRPC_ENABLE_FORK_SUPPORT=1",
         ("grpc_", "default-executo", "resolver-execut", "event_engine", "timer_manager", "lifeguard"),
     ),
     _Trouble(
@@ -219,9 +218,7 @@ _TROUBLES = (
         ("pt_", "OMP"),
     ),
     _Trouble("tensorflow", "TensorFlow", "load and use it in the forked workers only", ("tf_",)),
-    _Trouble(
-        "tokenizers", "tokenizers", "set TOKENIZERS_PARALLELISM=false: its thread pool does not survive a fork"
-    ),
+    _Trouble("tokenizers", "tokenizers", "set TOKENIZERS_PARALLELISM=false: its thread pool does not survive a fork"),
     _Trouble("pyarrow", "PyArrow", "call pyarrow.set_cpu_count(1) before its first use", ("AwsEventLoop",)),
     _Trouble("polars", "Polars", "set POLARS_MAX_THREADS=1, or use it in the forked workers only", ("polars",)),
     _Trouble("pymongo", "PyMongo", f"close its clients in {HOOKS} and make new ones in after_worker_fork"),
@@ -287,7 +284,7 @@ def _native_threads(facts: Facts, policy: Policy) -> Iterator[Finding]:
             unknown += same
         elif not policy.allows_module(trouble.module):
             count = len(list(same))
-            what = f"{count} thread{'s' if count > 1 else ''} {name!r} of {trouble.title} {'are' if count > 1 else 'is'} running"
+            what = f"{_number(count, 'thread')} {name!r} of {trouble.title} {_be(count)} running"
             yield Finding(Kind.NATIVE_THREAD, what, trouble.do, f"thread:{name}")
     if unknown:
         yield from _unknown_threads(unknown, facts, policy)
@@ -299,7 +296,7 @@ def _unknown_threads(names: list[str], facts: Facts, policy: Policy) -> Iterator
         return
     for name, same in groupby(names):
         count = len(list(same))
-        what = f"{count} native thread{'s' if count > 1 else ''} {name!r}, not started by Python, {'are' if count > 1 else 'is'} running"
+        what = f"{_number(count, 'native thread')} {name!r}, not started by Python, {_be(count)} running"
         do = _NATIVE_DO
         if suspects:
             do = "; ".join(f"if it is of {suspect.title}, {suspect.do}" for suspect in suspects)
@@ -351,9 +348,9 @@ def _descriptors(facts: Facts, policy: Policy) -> Iterator[Finding]:
 
 def _children(facts: Facts, policy: Policy) -> Iterator[Finding]:
     if facts.children and not policy.allows_module("multiprocessing"):
-        many = len(facts.children) > 1
+        count = len(facts.children)
         names = ", ".join(facts.children)
-        what = f"{len(facts.children)} process{'es' if many else ''} of multiprocessing {'are' if many else 'is'} alive ({names})"
+        what = f"{_number(count, 'process', 'es')} of multiprocessing {_be(count)} alive ({names})"
         do = f"close and join the pool in {HOOKS} and make one in after_worker_fork"
         yield Finding(Kind.POOL, what, do, "module:multiprocessing")
 
@@ -367,6 +364,14 @@ def _locks(facts: Facts) -> Iterator[Finding]:
 def _trouble_of(module: str) -> _Trouble | None:
     top = module.partition(".")[0]
     return next((trouble for trouble in _TROUBLES if trouble.module == top), None)
+
+
+def _number(count: int, noun: str, plural: str = "s") -> str:
+    return f"{count} {noun}{'' if count == 1 else plural}"
+
+
+def _be(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def sentences(found: Iterable[Finding], *, most: int = 20, longest: int = 400) -> tuple[str, ...]:

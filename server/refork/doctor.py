@@ -160,7 +160,7 @@ class _Examiner(Monitor):
             self._stop(graceful=True)
 
     async def _until(self, arrived: Callable[[], bool]) -> None:
-        while not arrived():
+        while not arrived():  # noqa: ASYNC110 - the state machine tells nobody
             await asyncio.sleep(_POLL)
 
     async def _have_answered(self, request: Request) -> None:

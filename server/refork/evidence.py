@@ -125,7 +125,7 @@ def _module_of(thread: threading.Thread) -> str:
     """Name the module of what a thread runs: its target, a timer's function, or its class."""
     run: Any = getattr(thread, "_target", None) or getattr(thread, "function", None)
     run = getattr(run, "func", run)  # functools.partial
-    if run is None and type(thread) not in {threading.Thread, threading._DummyThread}:  # type: ignore[attr-defined]  # noqa: SLF001
+    if run is None and type(thread) not in {threading.Thread, threading._DummyThread}:  # noqa: SLF001
         run = type(thread)
     return str(getattr(run, "__module__", None) or "")
 

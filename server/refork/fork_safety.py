@@ -18,7 +18,6 @@ sections guard nothing.
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING, Self
 
@@ -34,7 +33,7 @@ _POLL = 0.01
 
 _marks: dict[str, None] = {}
 _hooks: dict[str, list[Hook]] = {"before_promote": [], "after_mold_fork": [], "after_worker_fork": []}
-_held: dict[int, str] = {}
+_held: dict[object, str] = {}
 
 
 def mark_unsafe(reason: str) -> None:
@@ -51,16 +50,20 @@ class critical_section:  # noqa: N801 - it is used like a function
 
     def __init__(self, reason: str = "") -> None:
         self.reason = reason or "unnamed"
+        self._entries: list[object] = []
 
     def __enter__(self) -> Self:
-        # Entering and leaving are one operation on a dict each, so a fork in between finds no lock held.
-        _held[id(self)] = self.reason
+        # No lock: each step is one operation on a list or a dict, and a fork in between finds nothing locked.
+        entry = object()
+        self._entries.append(entry)
+        _held[entry] = self.reason
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
     ) -> None:
-        _held.pop(id(self), None)
+        if self._entries:
+            _held.pop(self._entries.pop(), None)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -72,7 +75,7 @@ class critical_section:  # noqa: N801 - it is used like a function
 
 
 def before_promote[Function: Hook](function: Function) -> Function:
-    """Have a function called in a worker that has stopped serving, before it is looked at: end what must not be forked."""
+    """Have a function called in a worker that has stopped serving, before it is looked at: end what must end."""
     return _register("before_promote", function)
 
 
@@ -108,7 +111,7 @@ def marks() -> tuple[str, ...]:
 
 def held() -> tuple[str, ...]:
     """Return the critical sections that are held now."""
-    return tuple(list(_held.values()))
+    return tuple(_held.values())
 
 
 def wait(*, deadline: float) -> tuple[str, ...]:

@@ -35,9 +35,11 @@ def promote(worker: Worker, order: wire.Promote) -> Mold | None:
     try:
         found = _examine(worker, order, policy)
     except _HookFailed as failure:
-        return _decline(worker, order, (str(failure),))
+        _decline(worker, order, (str(failure),))
+        return None
     if order.trial or (found and policy.mode is audit.Mode.REFUSE):
-        return _decline(worker, order, audit.sentences(found))
+        _decline(worker, order, audit.sentences(found))
+        return None
     say(found, policy, lineage.log, who=f"worker[{worker.slot}]")
     worker.channel.send(wire.Drained())
     worker.gunicorn_worker = None

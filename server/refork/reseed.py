@@ -24,4 +24,4 @@ def reseed() -> None:
         ssl.RAND_add(os.urandom(32), 0.0)
     uuid = sys.modules.get("uuid")
     if uuid is not None:
-        uuid._last_timestamp = None  # type: ignore[attr-defined]
+        uuid._last_timestamp = None  # type: ignore[attr-defined]  # noqa: SLF001 - two workers may share a moment

@@ -11,6 +11,8 @@ from refork.quiescers.threads import counted
 
 def quiesce(_: list[Any]) -> Rest | None:
     """Close them all."""
+    if not sys.modules["django.conf"].settings.configured:  # loaded, by another library perhaps, but not used
+        return None
     connections = sys.modules["django.db"].connections
     used = connections.all(initialized_only=True)
     opened = [connection for connection in used if connection.connection is not None]

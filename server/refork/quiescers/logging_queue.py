@@ -5,8 +5,10 @@ What the mold itself logs meanwhile waits in the queue, and is written before ea
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import sys
+from functools import partial
 from typing import Any
 
 from refork.quiescers import Rest
@@ -23,15 +25,18 @@ def quiesce(_: list[Any]) -> Rest | None:
         return None
     return Rest(
         f"stopped {counted(len(listeners), 'listener')}",
-        wake=lambda: [listener.start() for listener in listeners],
-        before_fork=lambda: [_write(listener) for listener in listeners],
+        wake=partial(_start, listeners),
+        before_fork=partial(_write, listeners),
     )
 
 
-def _write(listener: Any) -> None:
-    while True:
-        try:
-            record = listener.dequeue(False)
-        except queue.Empty:
-            return
-        listener.handle(record)
+def _start(listeners: list[Any]) -> None:
+    for listener in listeners:
+        listener.start()
+
+
+def _write(listeners: list[Any]) -> None:
+    for listener in listeners:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                listener.handle(listener.dequeue(False))

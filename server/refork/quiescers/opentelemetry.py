@@ -6,6 +6,7 @@ once more. So while they rest, what the threads would run does nothing.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from refork.quiescers import Rest
@@ -23,7 +24,7 @@ def quiesce(_: list[Any]) -> Rest | None:
     if not resting:
         return None
     did = f"exported what was waiting, ended {counted(len(stopped), 'thread')} of {len(resting)}"
-    return Rest(did, wake=lambda: [_wake(owner) for owner in stopped])
+    return Rest(did, wake=partial(_wake, stopped))
 
 
 def _is_ours(owner: Any) -> bool:
@@ -51,10 +52,11 @@ def _stop_reader(reader: Any) -> bool:
     return stopped
 
 
-def _wake(owner: Any) -> None:
-    for name in _METHODS:
-        vars(owner).pop(name, None)
-    owner._at_fork_reinit()  # noqa: SLF001 - what the SDK itself does in a forked process
+def _wake(owners: list[Any]) -> None:
+    for owner in owners:
+        for name in _METHODS:
+            vars(owner).pop(name, None)
+        owner._at_fork_reinit()  # noqa: SLF001 - what the SDK itself does in a forked process
 
 
 def _nothing() -> None:

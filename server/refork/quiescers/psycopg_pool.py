@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from refork.quiescers import Rest
@@ -19,4 +20,9 @@ def quiesce(pools: list[Any]) -> Rest | None:
         pool._growing = False  # noqa: SLF001
     if not opened:
         return None
-    return Rest(f"closed {counted(len(opened), 'pool')}", wake=lambda: [pool.open() for pool in opened])
+    return Rest(f"closed {counted(len(opened), 'pool')}", wake=partial(_open, opened))
+
+
+def _open(pools: list[Any]) -> None:
+    for pool in pools:
+        pool.open()
