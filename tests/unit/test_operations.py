@@ -71,7 +71,7 @@ def test_commands_of_a_kind_keep_their_distance() -> None:
     """Sooner than the interval is 429 with the seconds to wait; another kind of command may come."""
     operations, act = Operations(), Doer()
     operations.once(api.ReforkCommand(), act, refusal="", now=100.0, interval=5.0)
-    with pytest.raises(api.Refusal, match="2.0 s ago, and 5 s must lie between") as caught:
+    with pytest.raises(api.Refusal, match=r"2\.0 s ago, and 5 s must lie between") as caught:
         operations.once(api.ReforkCommand(), act, refusal="", now=102.0, interval=5.0)
     assert (caught.value.status, caught.value.retry_after) == (429, 3.0)
     operations.once(api.WorkersCommand(count=3), act, refusal="", now=102.0, interval=5.0)
