@@ -69,10 +69,11 @@ class Outcome(StrEnum):
 
 
 class RolloutKind(StrEnum):
-    """A refork promotes a warm worker; a rebase loads the application afresh."""
+    """A refork promotes a warm worker; a rebase loads the application afresh; a trial only tries a promotion."""
 
     REFORK = "refork"
     REBASE = "rebase"
+    TRIAL = "trial"
 
 
 class Memory(msgspec.Struct, frozen=True):
@@ -149,12 +150,22 @@ class MoldStatus(msgspec.Struct, frozen=True):
     process: Process | None = None
 
 
+class Growth(StrEnum):
+    """What the private memory of a worker does after its fork."""
+
+    UNKNOWN = "unknown"
+    STEADY = "steady"
+    EROSION = "erosion"
+    LEAK = "leak"
+
+
 class WorkerStatus(msgspec.Struct, frozen=True):
     """A process that serves requests in a slot.
 
     Attributes:
         gained: private memory beyond what it had when it became ready: its erosion, in bytes.
         erosion_rate: how fast that has grown lately, in bytes a second; less than zero when memory is given back.
+        growth: whether that levels off (erosion) or goes on (a leak).
     """
 
     slot: int
@@ -169,6 +180,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     process: Process | None = None
     gained: int | None = None
     erosion_rate: float | None = None
+    growth: Growth = Growth.UNKNOWN
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -247,7 +259,7 @@ class StepStatus(msgspec.Struct, frozen=True):
 
 
 class RolloutStatus(msgspec.Struct, frozen=True):
-    """A refork or rebase, under way (``outcome`` is None) or ended."""
+    """A refork, a rebase or a trial, under way (``outcome`` is None) or ended; ``findings`` are those of a trial."""
 
     id: str
     kind: RolloutKind
@@ -259,6 +271,7 @@ class RolloutStatus(msgspec.Struct, frozen=True):
     reason: str = ""
     steps: tuple[StepStatus, ...] = ()
     outcome: Outcome | None = None
+    findings: tuple[str, ...] = ()
 
 
 class RolloutCount(msgspec.Struct, frozen=True):
@@ -361,6 +374,7 @@ class OperationKind(StrEnum):
 
     REFORK = "refork"
     REBASE = "rebase"
+    TRIAL = "trial"
     WORKERS = "workers"
 
 
@@ -371,6 +385,7 @@ class OperationStatus(msgspec.Struct, frozen=True):
         reason: why it failed.
         asked: the reason that was given with the command; empty for what the server did by itself.
         request_id: as given with the command.
+        findings: of a trial: what would make a fork unsafe, one sentence each.
     """
 
     id: str
@@ -385,6 +400,7 @@ class OperationStatus(msgspec.Struct, frozen=True):
     outcome: Outcome | None = None
     asked: str = ""
     request_id: str = ""
+    findings: tuple[str, ...] = ()
 
 
 class PhaseEvent(msgspec.Struct, frozen=True):
@@ -458,7 +474,15 @@ class WorkersCommand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request_id: RequestId = ""
 
 
-type Command = ReforkCommand | RebaseCommand | WorkersCommand
+class DoctorCommand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of ``POST /v1/doctor``: promote the warmest worker, or the one in ``slot``, on trial, and look at it."""
+
+    slot: Annotated[int, msgspec.Meta(ge=0, le=MOST)] | None = None
+    reason: Why = ""
+    request_id: RequestId = ""
+
+
+type Command = ReforkCommand | RebaseCommand | WorkersCommand | DoctorCommand
 
 
 class Accepted(msgspec.Struct, frozen=True):

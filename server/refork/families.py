@@ -11,22 +11,18 @@ Each metric is explained in docs/METRICS.md.
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from itertools import accumulate, product
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
-
 from refork import api
+from refork.exposition import Family, Kind, labels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
-    from prometheus_client.core import Metric
-
-MONITOR, MOLD, WORKER = "monitor", "mold", "worker"
-
-type Place = tuple[str, str]
-"""A role and a slot; the slot is empty for who has none."""
+    from refork.exposition import Sample
 
 _SIZES = {
     "rss": "Resident memory; shared pages count in full for each process.",
@@ -45,7 +41,7 @@ _SIZES = {
 }
 
 
-def families(status: api.Status) -> Iterator[Metric]:
+def families(status: api.Status) -> Iterator[Family]:
     """Yield them all, those about workers first."""
     yield from _about_workers(status)
     yield from _about_memory(status)
@@ -60,21 +56,21 @@ def families(status: api.Status) -> Iterator[Metric]:
     yield _about_versions(status)
 
 
-def _about_workers(status: api.Status) -> Iterator[Metric]:
+def _about_workers(status: api.Status) -> Iterator[Family]:
     states = Counter(worker.state for worker in status.workers)
-    workers = GaugeMetricFamily("refork_workers", "Worker processes, by state.", labels=["state"])
-    for state in api.WorkerState:
-        workers.add_metric([state], states[state])
-    yield workers
+    by_state = [(labels(state=state), states[state]) for state in api.WorkerState]
+    yield Family("refork_workers", Kind.GAUGE, "Worker processes, by state.", by_state)
     yield _gauge("refork_workers_wanted", "Workers that there should be.", status.wanted)
 
 
-def _about_memory(status: api.Status) -> Iterator[Metric]:
-    measured = list(_measured(status))
+def _about_memory(status: api.Status) -> Iterator[Family]:
+    measured = [(MONITOR, status.monitor_memory), *((MOLD, mold.memory) for mold in status.molds)]
+    measured += [(_worker(worker.slot), worker.memory) for worker in status.workers]
+    known = [(place, memory) for place, memory in measured if memory is not None]
     for size, meaning in _SIZES.items():
-        yield _by_place(
-            f"refork_memory_{size}_bytes", meaning, [(place, getattr(memory, size)) for place, memory in measured]
-        )
+        get = attrgetter(size)
+        samples = _summed((place, get(memory)) for place, memory in known)
+        yield Family(f"refork_memory_{size}_bytes", Kind.GAUGE, meaning, samples)
     if status.totals is not None:
         saved = "Sum of RSS less sum of PSS over all processes: what sharing saves now."
         yield _gauge("refork_memory_saved_bytes", saved, status.totals.saved)
@@ -82,111 +78,81 @@ def _about_memory(status: api.Status) -> Iterator[Metric]:
         yield _gauge("refork_memory_shared_ratio", shared, status.totals.shared_ratio)
 
 
-def _measured(status: api.Status) -> Iterator[tuple[Place, api.Memory]]:
-    if status.monitor_memory is not None:
-        yield (MONITOR, ""), status.monitor_memory
-    for mold in status.molds:
-        if mold.memory is not None:
-            yield (MOLD, ""), mold.memory
-    for worker in status.workers:
-        if worker.memory is not None:
-            yield (WORKER, str(worker.slot)), worker.memory
-
-
-def _about_erosion(status: api.Status) -> Iterator[Metric]:
-    gained = [(str(worker.slot), worker.gained) for worker in status.workers]
-    rates = [(str(worker.slot), worker.erosion_rate) for worker in status.workers]
-    yield _by_slot("refork_memory_gained_bytes", "Private memory gained since the worker became ready.", gained)
-    yield _by_slot(
-        "refork_memory_erosion_bytes_per_second", "How fast a worker's private memory has grown lately.", rates
-    )
+def _about_erosion(status: api.Status) -> Iterator[Family]:
+    gained = [(_slot(worker.slot), worker.gained) for worker in status.workers if worker.gained is not None]
+    rates = [(_slot(worker.slot), worker.erosion_rate) for worker in status.workers if worker.erosion_rate is not None]
+    meaning = "Private memory gained since the worker became ready."
+    yield Family("refork_memory_gained_bytes", Kind.GAUGE, meaning, _summed(gained))
+    meaning = "How fast a worker's private memory has grown lately."
+    yield Family("refork_memory_erosion_bytes_per_second", Kind.GAUGE, meaning, _summed(rates))
+    leaks = sum(worker.growth is api.Growth.LEAK for worker in status.workers)
+    yield _gauge("refork_workers_leaking", "Workers whose memory grows like a leak.", leaks)
     yield _gauge("refork_gain_predicted_bytes", "What a refork would win back now.", status.gain.predicted)
     yield _gauge("refork_gain_promised_bytes", "What the last refork was predicted to win.", status.gain.promised)
     yield _gauge("refork_gain_realised_bytes", "What the last refork has won.", status.gain.realised)
 
 
-def _about_processes(status: api.Status) -> Iterator[Metric]:
-    known = list(_processes(status))
-    yield _by_place("refork_threads", "Threads.", [(place, process.threads) for place, process in known])
-    fds = [(place, process.fds) for place, process in known if process.fds is not None]
-    yield _by_place("refork_open_fds", "Open file descriptors.", fds)
-    cpu = CounterMetricFamily("refork_cpu_seconds", "Processor time used, in user and kernel mode.", labels=_PLACE)
-    faults = CounterMetricFamily("refork_minor_faults", "Page faults that read nothing from disk.", labels=_PLACE)
+def _about_processes(status: api.Status) -> Iterator[Family]:
+    seen = [(MONITOR, status.monitor_process), *((MOLD, mold.process) for mold in status.molds)]
+    seen += [(_worker(worker.slot), worker.process) for worker in status.workers]
+    known = [(place, process) for place, process in seen if process is not None]
+    threads = _summed((place, process.threads) for place, process in known)
+    yield Family("refork_threads", Kind.GAUGE, "Threads.", threads)
+    fds = _summed((place, process.fds) for place, process in known if process.fds is not None)
+    yield Family("refork_open_fds", Kind.GAUGE, "Open file descriptors.", fds)
+    cpu = [(_worker(slot.slot), slot.cpu_seconds) for slot in status.served]
+    faults = [(_worker(slot.slot), slot.minor_faults) for slot in status.served]
     if status.monitor_process is not None:
-        cpu.add_metric([MONITOR, ""], status.monitor_process.cpu_seconds)
-        faults.add_metric([MONITOR, ""], status.monitor_process.minor_faults)
-    for slot in status.served:
-        cpu.add_metric([WORKER, str(slot.slot)], slot.cpu_seconds)
-        faults.add_metric([WORKER, str(slot.slot)], slot.minor_faults)
-    yield cpu
-    yield faults
+        cpu.append((MONITOR, status.monitor_process.cpu_seconds))
+        faults.append((MONITOR, status.monitor_process.minor_faults))
+    yield Family("refork_cpu_seconds", Kind.COUNTER, "Processor time used, in user and kernel mode.", cpu)
+    yield Family("refork_minor_faults", Kind.COUNTER, "Page faults that read nothing from disk.", faults)
     yield _gauge("refork_start_time_seconds", "When the server started, as a Unix time.", status.started_at)
 
 
-def _processes(status: api.Status) -> Iterator[tuple[Place, api.Process]]:
-    if status.monitor_process is not None:
-        yield (MONITOR, ""), status.monitor_process
-    for mold in status.molds:
-        if mold.process is not None:
-            yield (MOLD, ""), mold.process
-    for worker in status.workers:
-        if worker.process is not None:
-            yield (WORKER, str(worker.slot)), worker.process
-
-
-def _about_cgroup(cgroup: api.Cgroup) -> Iterator[Metric]:
+def _about_cgroup(cgroup: api.Cgroup) -> Iterator[Family]:
     yield _gauge("refork_cgroup_memory_usage_bytes", "Memory charged to the control group.", cgroup.usage)
     working_set = "Usage less the page cache that could go: what is compared with the limit."
     yield _gauge("refork_cgroup_memory_working_set_bytes", working_set, cgroup.working_set)
     yield _gauge("refork_cgroup_memory_limit_bytes", "The limit of the control group.", cgroup.limit)
     kills = "Processes that the kernel has killed in the control group for want of memory."
-    yield CounterMetricFamily("refork_cgroup_oom_kills", kills, value=cgroup.oom_kills)
-    pressure = GaugeMetricFamily(
-        "refork_cgroup_memory_pressure_ratio",
-        "Share of the last 10 seconds in which some, or all, processes waited for memory.",
-        labels=["kind"],
-    )
-    for kind, percent in (("some", cgroup.psi_some_avg10), ("full", cgroup.psi_full_avg10)):
-        if percent is not None:
-            pressure.add_metric([kind], percent / 100)
-    yield pressure
+    yield Family("refork_cgroup_oom_kills", Kind.COUNTER, kills, [("", cgroup.oom_kills)])
+    waited = "Share of the last 10 seconds in which some, or all, processes waited for memory."
+    kinds = (("some", cgroup.psi_some_avg10), ("full", cgroup.psi_full_avg10))
+    shares = [(labels(kind=kind), percent / 100) for kind, percent in kinds if percent is not None]
+    yield Family("refork_cgroup_memory_pressure_ratio", Kind.GAUGE, waited, shares)
 
 
-def _about_requests(status: api.Status) -> Iterator[Metric]:
-    requests = CounterMetricFamily("refork_requests", "Requests served, by slot.", labels=["slot"])
-    errors = CounterMetricFamily("refork_request_errors", "Requests that ended in an error, by slot.", labels=["slot"])
-    for slot in status.served:
-        requests.add_metric([str(slot.slot)], slot.requests)
-        errors.add_metric([str(slot.slot)], slot.errors)
-    yield requests
-    yield errors
-    in_flight = [(str(worker.slot), worker.in_flight) for worker in status.workers]
-    yield _by_slot("refork_requests_in_flight", "Requests that are being handled, by slot.", in_flight)
+def _about_requests(status: api.Status) -> Iterator[Family]:
+    requests = [(_slot(slot.slot), slot.requests) for slot in status.served]
+    yield Family("refork_requests", Kind.COUNTER, "Requests served, by slot.", requests)
+    errors = [(_slot(slot.slot), slot.errors) for slot in status.served]
+    yield Family("refork_request_errors", Kind.COUNTER, "Requests that ended in an error, by slot.", errors)
+    in_flight = _summed((_slot(worker.slot), worker.in_flight) for worker in status.workers)
+    yield Family("refork_requests_in_flight", Kind.GAUGE, "Requests that are being handled, by slot.", in_flight)
 
 
-def _about_generations(status: api.Status) -> Iterator[Metric]:
+def _about_generations(status: api.Status) -> Iterator[Family]:
     yield _gauge("refork_generation", "Generation of the mold that forks workers now.", status.generation)
-    reforks = CounterMetricFamily(
-        "refork_reforks", "Reforks and rebases that have ended.", labels=["trigger", "outcome", "kind"]
-    )
     counts = {(count.trigger, count.outcome, count.kind): count.count for count in status.rollouts}
-    for labels in product(api.Trigger, api.Outcome, api.RolloutKind):
-        reforks.add_metric(labels, counts.get(labels, 0))
-    yield reforks
-    yield _step_durations(status.steps)
+    reforks = [
+        (labels(trigger=trigger, outcome=outcome, kind=kind), counts.get((trigger, outcome, kind), 0))
+        for trigger, outcome, kind in product(api.Trigger, api.Outcome, api.RolloutKind)
+    ]
+    yield Family("refork_reforks", Kind.COUNTER, "Reforks and rebases that have ended.", reforks)
+    took = "How long the steps of reforks and rebases took."
+    durations = [sample for step in status.steps for sample in _durations(step)]
+    yield Family("refork_rollout_step_duration_seconds", Kind.HISTOGRAM, took, durations)
     sealed = "Objects sealed so far in the heap that workers are forked from."
     yield _gauge("refork_sealed_objects", sealed, _sealed_objects(status.molds))
 
 
-def _step_durations(steps: Iterable[api.StepDurations]) -> Metric:
-    family = HistogramMetricFamily(
-        "refork_rollout_step_duration_seconds", "How long the steps of reforks and rebases took.", labels=["step"]
-    )
-    bounds = [*(repr(bound) for bound in api.STEP_BOUNDS), "+Inf"]
-    for step in steps:
-        buckets = list(zip(bounds, accumulate(step.counts), strict=True))
-        family.add_metric([step.phase], buckets=buckets, sum_value=step.seconds)
-    return family
+def _durations(step: api.StepDurations) -> Iterator[Sample]:
+    total = 0
+    for bound, total in zip([*api.STEP_BOUNDS, "+Inf"], accumulate(step.counts), strict=True):
+        yield f"_bucket{labels(step=step.phase, le=bound)}", total
+    yield f"_count{labels(step=step.phase)}", total
+    yield f"_sum{labels(step=step.phase)}", step.seconds
 
 
 def _sealed_objects(molds: Iterable[api.MoldStatus]) -> int:
@@ -195,60 +161,57 @@ def _sealed_objects(molds: Iterable[api.MoldStatus]) -> int:
     return max(sealed)[1] if sealed else 0
 
 
-def _about_automatic(automatic: api.Automatic | None) -> Iterator[Metric]:
+def _about_automatic(automatic: api.Automatic | None) -> Iterator[Family]:
     stopped = "Whether reforks by memory have been given up, because they did not pay."
     yield _gauge("refork_automatic_stopped", stopped, int(automatic is not None and automatic.stopped))
     unpaid = "Reforks in a row that won much less than they promised."
     yield _gauge("refork_automatic_unpaid", unpaid, 0 if automatic is None else automatic.unpaid)
 
 
-def _about_sampling(sampling: api.Sampling) -> Iterator[Metric]:
+def _about_sampling(sampling: api.Sampling) -> Iterator[Family]:
     yield _gauge("refork_sampling_interval_seconds", "Time between two looks at a process.", sampling.interval)
     yield _gauge("refork_sampling_age_seconds", "Age of the oldest sample that is shown.", sampling.age)
     spent = "Processor time spent on looking at the memory of processes."
-    yield CounterMetricFamily("refork_sampling_cpu_seconds", spent, value=sampling.seconds)
+    yield Family("refork_sampling_cpu_seconds", Kind.COUNTER, spent, [("", sampling.seconds)])
     share = "Share of one processor that looking has taken over the last minutes."
     yield _gauge("refork_sampling_cpu_ratio", share, sampling.cpu_share)
 
 
-def _about_versions(status: api.Status) -> Metric:
-    facts = {
-        "version": status.version,
-        "python": status.python,
-        "gunicorn": status.gunicorn,
-        "worker_class": status.worker_class,
-        "sealing": status.sealing,
-    }
-    return InfoMetricFamily("refork", "Versions and settings of the server, as labels; always 1.", value=facts)
+def _about_versions(status: api.Status) -> Family:
+    facts = labels(
+        version=status.version,
+        python=status.python,
+        gunicorn=status.gunicorn,
+        worker_class=status.worker_class,
+        sealing=status.sealing,
+    )
+    return Family("refork", Kind.INFO, "Versions and settings of the server, as labels; always 1.", [(facts, 1)])
 
 
-_PLACE = ["role", "slot"]
+# --- places -----------------------------------------------------------------------------------------------------------
 
 
-def _gauge(name: str, meaning: str, value: float | None) -> Metric:
+MONITOR = labels(role="monitor", slot="")
+MOLD = labels(role="mold", slot="")
+
+
+@cache
+def _worker(slot: int) -> str:
+    return labels(role="worker", slot=slot)
+
+
+@cache
+def _slot(slot: int) -> str:
+    return labels(slot=slot)
+
+
+def _gauge(name: str, meaning: str, value: float | None) -> Family:
     """Make a family of one sample, or of none if there is no value."""
-    family = GaugeMetricFamily(name, meaning)
-    if value is not None:
-        family.add_metric([], value)
-    return family
+    return Family(name, Kind.GAUGE, meaning, [] if value is None else [("", value)])
 
 
-def _by_place(name: str, meaning: str, values: Iterable[tuple[Place, float]]) -> Metric:
-    family = GaugeMetricFamily(name, meaning, labels=_PLACE)
-    for place, value in _summed(values).items():
-        family.add_metric(place, value)
-    return family
-
-
-def _by_slot(name: str, meaning: str, values: Sequence[tuple[str, float | None]]) -> Metric:
-    family = GaugeMetricFamily(name, meaning, labels=["slot"])
-    for slot, value in _summed((slot, value) for slot, value in values if value is not None).items():
-        family.add_metric([slot], value)
-    return family
-
-
-def _summed[Key](values: Iterable[tuple[Key, float]]) -> dict[Key, float]:
-    sums: dict[Key, float] = {}
-    for key, value in values:
-        sums[key] = sums.get(key, 0) + value
-    return sums
+def _summed(values: Iterable[Sample]) -> list[Sample]:
+    sums: dict[str, float] = {}
+    for place, value in values:
+        sums[place] = sums.get(place, 0) + value
+    return list(sums.items())

@@ -8,8 +8,9 @@ that of the first. Pure: times and sizes in, a verdict out.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from itertools import pairwise
+
+from refork.api import Growth
 
 LEAST_SAMPLES = 12
 LEAST_SECONDS = 60.0
@@ -25,15 +26,6 @@ CLOSEST = 1.0
 MOST_SAMPLES = 128
 
 
-class Verdict(StrEnum):
-    """What the growth of a worker looks like."""
-
-    UNKNOWN = "unknown"
-    STEADY = "steady"
-    EROSION = "erosion"
-    LEAK = "leak"
-
-
 @dataclass(frozen=True, slots=True)
 class Sample:
     """Private memory at a time: seconds on any one clock, bytes."""
@@ -43,7 +35,7 @@ class Sample:
 
 
 @dataclass(slots=True)
-class Growth:
+class History:
     """The samples of one worker since its fork, evenly spaced, and few however long it lives."""
 
     samples: list[Sample] = field(default_factory=list)
@@ -58,25 +50,25 @@ class Growth:
             self.samples = self.samples[::2]
             self.spacing = self.samples[-1].time - self.samples[-2].time
 
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Growth:
         """Judge the growth so far."""
         return judge(self.samples)
 
 
-def judge(samples: list[Sample]) -> Verdict:
+def judge(samples: list[Sample]) -> Growth:
     """Tell erosion from a leak; ``UNKNOWN`` while there is too little to go by.
 
     A leak has to grow in both halves at about the same pace, and in most of the steps of the second one: a cache that
     is filled once, however late, is one step and no leak.
     """
     if len(samples) < LEAST_SAMPLES or samples[-1].time - samples[0].time < LEAST_SECONDS:
-        return Verdict.UNKNOWN
+        return Growth.UNKNOWN
     middle = (samples[0].time + samples[-1].time) / 2
     first = [sample for sample in samples if sample.time <= middle]
     second = [first[-1], *(sample for sample in samples if sample.time > middle)]
     before, after = first[-1].private - first[0].private, second[-1].private - second[0].private
     if after < LEAST_GROWTH:
-        return Verdict.STEADY if before < LEAST_GROWTH else Verdict.EROSION
+        return Growth.STEADY if before < LEAST_GROWTH else Growth.EROSION
     steps = [b.private - a.private for a, b in pairwise(second)]
     goes_on = sum(step > 0 for step in steps) > len(steps) / 2 and max(steps) < after / 2
-    return Verdict.LEAK if after >= STEADY_PACE * before and goes_on else Verdict.EROSION
+    return Growth.LEAK if after >= STEADY_PACE * before and goes_on else Growth.EROSION

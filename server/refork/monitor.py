@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -34,10 +35,12 @@ from refork.events import Events
 from refork.generations import Generations, Policy
 from refork.hooks import Server
 from refork.metrics import MetricsServer
+from refork.multiproc import Undertaker, directory_of
 from refork.operations import Operations
 from refork.process import become_subreaper, describe_status, set_title
 from refork.sampler import Sampler
 from refork.scoreboard import ROWS, Cell, Scoreboard
+from refork.upkeep import Limits, MoldFacts, Upkeep, WorkerFacts
 from refork.workers import REFORKING
 
 if TYPE_CHECKING:
@@ -67,6 +70,7 @@ def policy_of(cfg: Any) -> Policy:
         graceful_timeout=cfg.graceful_timeout,
         canary_seconds=cfg.canary_seconds,
         max_generations=cfg.max_generations,
+        max_growth=cfg.max_sealed_growth or math.inf,
         schedule=cfg.refork_after,
     )
 
@@ -91,8 +95,10 @@ class Monitor:
         self.slot_faults: Counter[int] = Counter()
         self.durations = Durations()
         self.sampler = Sampler(self.pid, self.children.pids, log=self.log)
+        self.upkeep = Upkeep()
         self.automatic = Automatic(Wish.of(self.cfg), self.sampler, self._serving, log=self.log)
         self.sampler.told = self.automatic.looked
+        self.undertaker = Undertaker(directory_of(self.cfg), log=self.log)
         self.hook_view = Server(self.pid, app, self.cfg, self.log, self.cfg.workers)
         self.events = Events()
         self.operations = Operations()
@@ -193,8 +199,7 @@ class Monitor:
 
     def _tick(self) -> None:
         self._kill_silent_workers()
-        if self.generations.policy.schedule:
-            self._tell(machine.RequestsCounted(self._requests()))
+        self._tell(machine.RequestsCounted(self._requests(), self._errors()), *self._upkeep())
         self._refork_by_memory()
         self._tell(machine.Tick())
         self._publish_status()
@@ -257,7 +262,8 @@ class Monitor:
                 self._kill(self.children.molds[generation].pid, signal.SIGKILL)
             case machine.Advanced(rollout):
                 self.log.info("%s to gen=%s: %s", rollout.kind, rollout.generation, rollout.phase)
-                self.automatic.advanced(rollout)
+                if rollout.kind is not api.RolloutKind.TRIAL:
+                    self.automatic.advanced(rollout)
             case machine.Finished(rollout):
                 self._finished(rollout)
             case machine.Halt():
@@ -332,7 +338,8 @@ class Monitor:
         outcome = rollout.outcome or api.Outcome.FAILED
         self.outcomes[rollout.kind, rollout.trigger, outcome] += 1
         self.durations.add(rollout.steps)
-        self.automatic.finished(rollout)
+        if rollout.kind is not api.RolloutKind.TRIAL:
+            self.automatic.finished(rollout)
         seconds = rollout.since - rollout.started
         if outcome is api.Outcome.SUCCEEDED:
             self.log.info("%s to gen=%s succeeded after %.3f s", rollout.kind, rollout.generation, seconds)
@@ -502,6 +509,7 @@ class Monitor:
             elif process is not None:
                 self._mold_gone(process, status)
             self.sampler.forget(pid)
+            self.undertaker.ended(pid)
 
     def _worker_gone(self, worker: WorkerProcess, status: int) -> None:
         reason = worker.failure or describe_status(status)
@@ -749,6 +757,22 @@ class Monitor:
 
     def _requests(self) -> dict[int, int]:
         return {worker.id: worker.cells[Cell.REQUESTS] for worker in self.children.workers.values()}
+
+    def _errors(self) -> dict[int, int]:
+        return {worker.id: worker.cells[Cell.ERRORS] for worker in self.children.workers.values()}
+
+    def _upkeep(self) -> list[machine.Fact]:
+        cgroup, now = self.sampler.cgroup, time.monotonic()
+        limits = Limits.of(self.cfg, container=None if cgroup is None else cgroup.limit)
+        workers = [
+            WorkerFacts(worker.id, now - worker.started, look.memory, look.at)
+            for worker in self.children.workers.values()
+            if (look := self.sampler.track(worker.pid).look) is not None
+        ]
+        molds = [
+            MoldFacts(mold.generation, self.sampler.memory(mold.pid)) for mold in self.children.molds.values()
+        ]
+        return self.upkeep.look(limits, workers, molds)
 
     def _notify_ready(self) -> None:
         if not self._notified and self.generations.phase is api.Phase.STEADY:

@@ -92,6 +92,7 @@ def rollout(rollout: Rollout, *, now: float) -> api.RolloutStatus:
         reason=rollout.reason,
         steps=tuple(api.StepStatus(phase, taken) for phase, taken in rollout.steps),
         outcome=rollout.outcome,
+        findings=rollout.findings,
     )
 
 
@@ -148,4 +149,5 @@ def _worker(monitor: Monitor, worker: WorkerProcess, *, now: float) -> api.Worke
         process=monitor.sampler.process(worker.pid),
         gained=track.gained,
         erosion_rate=track.rate,
+        growth=monitor.upkeep.growth(worker.id),
     )
