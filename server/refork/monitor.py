@@ -121,7 +121,7 @@ class Monitor:
         """Open, serve, close; return the exit status.
 
         Raises:
-            ConfigurationError: an address cannot be bound, or another server has the pid file.
+            ConfigurationError: an address cannot be bound, another server has the pid file, or a hook fails.
         """
         os.environ["SERVER_SOFTWARE"] = SERVER_SOFTWARE
         self.log.info("Starting refork %s", __version__)
@@ -132,13 +132,12 @@ class Monitor:
         except ConfigurationError as error:
             if self.cfg.daemon:  # whoever started it has long left, and standard error with them
                 self.log.error("%s", error)
+            self._close()
             raise
         try:
             return asyncio.run(self._serve())
         finally:
-            listeners.close_all(self._listeners, unlink=not self._systemd)
-            if self._pidfile is not None:
-                self._pidfile.unlink()
+            self._close()
             self._hook("on_exit", self.hook_view)
 
     def _open(self) -> None:
@@ -148,14 +147,25 @@ class Monitor:
                 self._pidfile.create(self.pid)
             except (OSError, RuntimeError) as error:
                 raise ConfigurationError(f"pid file {self.cfg.pidfile}: {error}") from error
-        self.cfg.on_starting(self.hook_view)
+        self._hook_at_start("on_starting", self.hook_view)
         self._listeners, self._systemd = listeners.open_all(self.cfg, self.log)
         self.hook_view.LISTENERS = self._listeners
         shown = ",".join(str(listener) for listener in self._listeners)
         self.log.info("Listening at: %s (%s)", shown, self.pid)
         self.log.info("Using worker: %s", self.cfg.worker_class_str)
-        self.cfg.nworkers_changed(self.hook_view, self.cfg.workers, None)
-        self.cfg.when_ready(self.hook_view)
+        self._hook_at_start("nworkers_changed", self.hook_view, self.cfg.workers, None)
+        self._hook_at_start("when_ready", self.hook_view)
+
+    def _hook_at_start(self, name: str, *arguments: Any) -> None:
+        try:
+            getattr(self.cfg, name)(*arguments)
+        except Exception as error:
+            raise ConfigurationError(f"the hook {name} failed: {describe(error)}") from error
+
+    def _close(self) -> None:
+        listeners.close_all(self._listeners, unlink=not self._systemd)
+        if self._pidfile is not None:
+            self._pidfile.unlink()
 
     async def _serve(self) -> int:
         self._install_signals()
