@@ -21,8 +21,9 @@ class Serve(Protocol):
         *words: str,
         app: str = WSGI,
         config: str = "",
-        workers: int = 2,
+        workers: int | None = 2,
         steady: bool = True,
+        bind: bool = True,
         traces: bool = False,
         environment: dict[str, str] | None = None,
     ) -> Server:
@@ -53,8 +54,9 @@ def serve(tmp_path: Path, new_server: list[Server]) -> Serve:
         *words: str,
         app: str = WSGI,
         config: str = "",
-        workers: int = 2,
+        workers: int | None = 2,
         steady: bool = True,
+        bind: bool = True,
         traces: bool = False,
         environment: dict[str, str] | None = None,
     ) -> Server:
@@ -64,7 +66,8 @@ def serve(tmp_path: Path, new_server: list[Server]) -> Serve:
         new_server.append(server)
         server.write("app.py", app)
         server.write("gunicorn.conf.py", config)
-        server.start("-w", str(workers), *BRISK, *words, "app:app")
+        counted = () if workers is None else ("-w", str(workers))
+        server.start(*counted, *BRISK, *words, "app:app", bind=bind)
         if steady:
             server.wait_steady(workers=workers)
         return server

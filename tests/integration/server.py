@@ -198,6 +198,19 @@ def open_files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
+def memory_of(pid: int) -> api.Memory:
+    """Return what the kernel says of a process, read here and not by the server."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    kib = {name: int(value) * 1024 for name, value in re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE)}
+    return api.Memory(
+        rss=kib["Rss"],
+        pss=kib["Pss"],
+        uss=kib["Private_Clean"] + kib["Private_Dirty"],
+        shared=kib["Shared_Clean"] + kib["Shared_Dirty"],
+        private_dirty=kib["Private_Dirty"],
+    )
+
+
 def threads(pid: int) -> int:
     """Count the threads of a process."""
     return len(os.listdir(f"/proc/{pid}/task"))
@@ -501,13 +514,17 @@ class Server:
         """Where it serves."""
         return f"http://127.0.0.1:{self.port}/"
 
-    def connect(self, *, timeout: float = PATIENCE) -> http.client.HTTPConnection:
-        """Open a connection, to be kept or closed by the test."""
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+    def listening(self) -> int:
+        """Return the port that the server says it listens on."""
+        return int(self.wait_log(r"Listening at: http://127\.0\.0\.1:(\d+)")[1])
 
-    def get(self, path: str = "/", *, connection: http.client.HTTPConnection | None = None) -> Answer:
+    def connect(self, *, port: int = 0) -> http.client.HTTPConnection:
+        """Open a connection, to be kept or closed by the test."""
+        return http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=PATIENCE)
+
+    def get(self, path: str = "/", *, connection: http.client.HTTPConnection | None = None, port: int = 0) -> Answer:
         """Send one request, on a connection of its own unless one is given."""
-        used = connection or self.connect()
+        used = connection or self.connect(port=port)
         try:
             used.request("GET", path)
             response = used.getresponse()
