@@ -186,7 +186,7 @@ def _future(size: float, *, used: int) -> Future:
 
 def _distinct(samples: Sequence[Sample], *, workers: int) -> Share | None:
     """Tell which share of the pages would be left if each of their contents existed once."""
-    weights = [_weight(sample, workers=workers) for sample in samples if sample.compared]
+    weights = [_weight(sample, workers=workers) for sample in samples if sample.compared and workers > 1]
     return _mean(weights) if weights else None
 
 

@@ -35,6 +35,7 @@ MOST_PEERS = 7
 """A sampled page is compared with so many other workers at most."""
 
 _LEAST_SHARE_OF_A_WORKER = 0.25
+_FEW = 0.5
 _BATCH = 256
 _ENTRIES = 1 << 16
 _DIGEST = 16
@@ -157,6 +158,11 @@ def look(pid: int, effort: Effort) -> Estimate:
                 notes.append(
                     "the workers were not forked from one process but started one by one: equal objects have other "
                     "addresses in each, so pages cannot show what is equal, and the lower end is too low"
+                )
+            elif sum(sample.equal > 0 for sample in samples) < _FEW * len(samples):
+                notes.append(
+                    "what a worker made after its fork (a cache that fills at the first request) lies elsewhere in "
+                    "each, and equal objects cannot be told from different ones: then the truth is near the upper end"
                 )
     return estimate(processes, samples, sampled=population * PAGE, seconds=effort.seconds, notes=notes)
 
