@@ -9,7 +9,7 @@ for by memory: the status shows them.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from refork import api, decide
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 WORTH = 0.5
 """A refork that promised less than this part of the wanted gain was not asked for by memory, and proves nothing."""
+
+_FIRST = frozenset({Phase.SURGE, Phase.LOADING})
+_BEFORE = frozenset({Phase.DRAINING, Phase.SEALING, Phase.CANARY})
+"""The beginnings of these steps come before there is any worker of the new generation."""
 
 _LONGEST_GAP = 3.0
 _AT_LEAST_GAP = 300.0
@@ -60,14 +64,39 @@ class Wish:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Before:
-    """What there was when a refork began to change it: all processes, and those of them that served."""
+    """What there was before a refork changed it.
 
-    pids: Sequence[int]
-    workers: Sequence[int]
-    promised: int
-    pss: int
+    It is taken down as long as looks come in and the new generation has not begun to share the old one's pages. The
+    spare worker that keeps up the capacity meanwhile is no part of it, but the pages that it shares are.
+
+    Attributes:
+        pids: the processes that there were, all of them.
+        workers: those of them that served.
+        pss: what each process accounts for.
+        gained: what each worker had gained.
+    """
+
+    pids: frozenset[int]
+    workers: frozenset[int]
+    pss: dict[int, int] = field(default_factory=dict)
+    gained: dict[int, int] = field(default_factory=dict)
+
+    def note(self, sampler: Sampler) -> None:
+        """Take down what is known now."""
+        for pid in sampler.pids():
+            track = sampler.track(pid)
+            if track.memory is None or (pid in self.workers and track.gained is None):
+                continue  # not looked at yet, or not a worker any more
+            self.pss[pid] = track.memory.pss if pid in self.pids else track.memory.pss - track.memory.uss
+            if pid in self.workers and track.gained is not None:
+                self.gained[pid] = track.gained
+
+    @property
+    def promised(self) -> int:
+        """What a refork was predicted to win."""
+        return decide.predicted_gain(list(self.gained.values()))
 
 
 class Automatic:
@@ -101,16 +130,17 @@ class Automatic:
         """Take note of a step that a rollout has come to; a trial changes nothing."""
         if rollout.kind not in {RolloutKind.REFORK, RolloutKind.REBASE}:
             return
-        if rollout.phase in (Phase.SURGE, Phase.LOADING):
-            self._sampler.ask()
+        if rollout.phase in _FIRST:
             self._ended = None
-            self._before = self._look(rollout, self._sampler.pids(), self._workers())
-        elif rollout.phase is Phase.DRAINING and self._before is not None:
-            # The last moment before the promoted worker changes, and looked at afresh as far as that could be had.
-            self._before = self._look(rollout, self._before.pids, self._before.workers)
-        else:
+            self._before = Before(frozenset(self._sampler.pids()), frozenset(self._workers()))
+            if rollout.kind is RolloutKind.REFORK:
+                self._sampler.need_all()
+        elif rollout.phase not in _BEFORE or self._before is None:
             return
-        self._history = decide.begun(self._history, at=rollout.started, promised=self._before.promised)
+        before = self._before
+        before.note(self._sampler)
+        promised = before.promised if rollout.kind is RolloutKind.REFORK else 0
+        self._history = decide.begun(self._history, at=rollout.started, promised=promised)
 
     def finished(self, rollout: Rollout) -> None:
         """Take note of the end of a rollout: what it has won can be told once everything has been looked at."""
@@ -130,18 +160,13 @@ class Automatic:
         if self._sampler.seen_since(self._ended, pids):
             self._ended = None
             self.promised = self._before.promised
-            self.realised = self._before.pss - self._sampler.pss(pids)
+            self.realised = sum(self._before.pss.values()) - self._sampler.pss(pids)
             self._log.info("refork won %s of %s bytes that it promised", self.realised, self.promised)
             self._judge(self.realised)
 
     def _judge(self, realised: int) -> None:
         self._before = None
         self._history = decide.judged(self._history, realised=realised, policy=self._policy())
-
-    def _look(self, rollout: Rollout, pids: Sequence[int], workers: Sequence[int]) -> Before:
-        """Note what is known of these processes; a rebase promises nothing."""
-        promised = self._predicted(workers) if rollout.kind is RolloutKind.REFORK else 0
-        return Before(pids, workers, promised, self._sampler.pss(pids))
 
     def _predicted(self, workers: Sequence[int]) -> int:
         return decide.predicted_gain([gained for pid in workers if (gained := self._gained(pid)) is not None])

@@ -1,10 +1,11 @@
 """What Prometheus may know: the status of the server as metrics, and two probes.
 
-A collector turns one ``api.Status`` into metric families (``refork.families``). It measures nothing by itself: a scrape
-reads what the monitor knows already, so that no number of scrapers can slow the processes that serve. There is no
-global registry, so the metrics of an application that is its own client of Prometheus never mix with these.
+One ``api.Status`` becomes metric families (``refork.families``), and those become text (``refork.exposition``). Nothing
+is measured here: a scrape reads what the monitor knows already, so that no number of scrapers can slow the processes
+that serve. There is no registry, so the metrics of an application that is its own client of Prometheus never mix with
+these.
 
-Loaded late, by the first scrape or probe, because it imports the web framework and the Prometheus client.
+Loaded late, by the first scrape or probe, because it imports the web framework.
 """
 
 from __future__ import annotations
@@ -12,42 +13,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aiohttp import web
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector, CollectorRegistry
 
 from refork.answers import always_answer
+from refork.exposition import wants_openmetrics, write
 from refork.families import families
 from refork.page import DOCUMENT, HEADERS
 from refork.readings import add_readings
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterator
-
-    from prometheus_client.core import Metric
+    from collections.abc import Callable
 
     from refork import api
     from refork.endpoint import Log
     from refork.events import Events
 
 
-class StatusCollector(Collector):
-    """Yields the metric families of one status."""
-
-    def __init__(self, status: api.Status) -> None:
-        self._status = status
-
-    def collect(self) -> Iterator[Metric]:
-        """Return them all."""
-        return families(self._status)
-
-
 def render(status: api.Status, *, accept: str = "") -> tuple[bytes, str]:
     """Write a status as the scraper wants it (text or OpenMetrics): the body and its content type."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(StatusCollector(status))
-    encode, content_type = choose_encoder(accept)
-    return encode(registry), content_type
+    return write(families(status), openmetrics=wants_openmetrics(accept))
 
 
 def application(

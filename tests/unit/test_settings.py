@@ -104,6 +104,41 @@ def test_what_only_int_takes_for_a_number_is_refused(value: str) -> None:
         settings.parse_schedule(value)
 
 
+# --- refork_gain ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        ("0", (0, 0.0)),
+        (0, (0, 0.0)),
+        ("1000", (1000, 0.0)),
+        ("200M", (200 * 1024**2, 0.0)),
+        (" 1.5g ", (1024**3 * 3 // 2, 0.0)),
+        ("64KiB", (64 * 1024, 0.0)),
+        ("2MB", (2 * 1024**2, 0.0)),
+        ("512Mi", (512 * 1024**2, 0.0)),
+        ("20%", (0, 0.2)),
+        ("0%", (0, 0.0)),
+        ("100%", (0, 1.0)),
+    ],
+)
+def test_an_amount_is_bytes_or_a_share(text: object, amount: tuple[int, float]) -> None:
+    """Units are powers of 1024, however they are written, as for the limits that they are compared with."""
+    assert settings.parse_amount(text) == amount
+    kept = configured(refork_gain=text).refork_gain
+    assert settings.parse_amount(kept) == amount
+
+
+@pytest.mark.parametrize(
+    "value", ["", "M", "-1", "200 M", "101%", "20 %", "1e9", "20%M", "KiB", "1Bi", None, True, 0.2, [200]]
+)
+def test_what_is_no_amount_is_refused_with_how_to_write_one(value: object) -> None:
+    """A typo must not become a limit that is never reached, or always."""
+    with pytest.raises(ValueError, match="like 200M"):
+        configured(refork_gain=value)
+
+
 # --- the others -------------------------------------------------------------------------------------------------------
 
 
@@ -113,6 +148,9 @@ def test_the_defaults_are_what_the_server_works_with() -> None:
     seen = {setting.name: cfg.settings[setting.name].get() for setting in OURS if setting.section == settings.SECTION}
     assert seen == {
         "refork_after": (1000,),
+        "refork_gain": "0",
+        "refork_sustained": 60.0,
+        "refork_cooldown": 600.0,
         "refork_surge": 1,
         "refork_max_unavailable": 0,
         "spawn_timeout": 60.0,
