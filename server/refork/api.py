@@ -14,7 +14,10 @@ import msgspec
 VERSION = "v1"
 
 MOST = 65535
-"""No slot and no number of workers is higher."""
+"""No slot is higher."""
+
+MOST_WORKERS = 1024
+"""So many workers can be asked for; a test compares it with what the server can keep count of."""
 
 LONGEST_REASON = 500
 LONGEST_REQUEST_ID = 100
@@ -469,7 +472,7 @@ class RebaseCommand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class WorkersCommand(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of ``POST /v1/workers``: change the wanted number of workers."""
 
-    count: Annotated[int, msgspec.Meta(ge=1, le=MOST)]
+    count: Annotated[int, msgspec.Meta(ge=1, le=MOST_WORKERS)]
     reason: Why = ""
     request_id: RequestId = ""
 

@@ -20,6 +20,7 @@ from refork.endpoint import Endpoint, Log, Peer
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from aiohttp import web
 
@@ -128,9 +129,9 @@ class ControlServer:
 
         return application(self._steerable, self._events, identify=identify_by_kernel, stay=self._stay, log=self._log)
 
-    def _stay(self, transport: asyncio.BaseTransport) -> None:
+    def _stay(self, transport: asyncio.BaseTransport, gone: Callable[[], None]) -> None:
         if self._endpoint is not None:
-            self._endpoint.stay(transport)
+            self._endpoint.stay(transport, gone)
 
     def _admit(self, peer: Peer | None) -> bool:
         return may_command(peer, own_uid=self._own_uid, unmapped_uid=self._unmapped_uid)

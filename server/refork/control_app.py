@@ -15,7 +15,7 @@ from aiohttp import web
 
 from refork import api
 from refork.answers import always_answer, refuse, reply
-from refork.endpoint import Lines, Log, peer_of
+from refork.endpoint import Lines, peer_of
 from refork.readings import Readings, add_routes
 from refork.routes import ROUTES
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from aiohttp.typedefs import Middleware
 
     from refork.control import Steerable
+    from refork.endpoint import Log, Stay
     from refork.events import Events
 
     type Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -40,7 +41,7 @@ def application(
     events: Events,
     *,
     identify: Identify,
-    stay: Callable[[asyncio.BaseTransport], None],
+    stay: Stay,
     log: Log,
 ) -> web.Application:
     """Build the application of one endpoint.

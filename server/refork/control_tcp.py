@@ -23,7 +23,7 @@ from refork.tokens import TokenFileError, read
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from aiohttp import web
 
@@ -172,9 +172,9 @@ class ControlTcpServer:
             log=self._log,
         )
 
-    def _stay(self, transport: asyncio.BaseTransport) -> None:
+    def _stay(self, transport: asyncio.BaseTransport, gone: Callable[[], None]) -> None:
         if self._endpoint is not None:
-            self._endpoint.stay(transport)
+            self._endpoint.stay(transport, gone)
 
 
 def _is_loopback(host: str) -> bool:

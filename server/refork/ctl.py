@@ -373,7 +373,7 @@ def _slot(text: str) -> int:
 
 
 def _count(text: str) -> int:
-    return _number(text, least=1)
+    return _number(text, least=1, most=api.MOST_WORKERS)
 
 
 def _number(text: str, *, least: int, most: int = api.MOST) -> int:

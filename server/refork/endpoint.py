@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from refork.tls import Certificates
 
+    type Stay = Callable[[asyncio.BaseTransport, Callable[[], None]], None]
+
 SECONDS_TO_ASK_AND_BE_ANSWERED = 10.0
 SECONDS_TO_FINISH_AT_STOP = 1.0
 SEATS = 64
@@ -176,6 +178,7 @@ class _Guest(_Seated):
         super().__init__(seats)
         self._endpoint = endpoint
         self.shown: asyncio.BaseTransport | None = None
+        self.gone: Callable[[], None] = lambda: None
         self._inner: asyncio.Protocol | None = None
         self._welcome: asyncio.Task[None] | None = None
 
@@ -333,12 +336,18 @@ class Endpoint:
             assert isinstance(transport, asyncio.Transport)
             transport.abort()
 
-    def stay(self, transport: asyncio.BaseTransport) -> None:
-        """Let a connection last: it needs no seat any more. Whoever allows that sees to it that there are not many."""
+    def stay(self, transport: asyncio.BaseTransport, gone: Callable[[], None]) -> None:
+        """Let a connection last, and call ``gone`` at its end: it needs no seat any more.
+
+        Whoever allows that sees to it that there are not many.
+        """
         guest = self._seated.get(transport)
-        if guest is not None:
-            guest.get_up()
-            self._staying[guest] = transport
+        if guest is None:
+            gone()
+            return
+        guest.get_up()
+        guest.gone = gone
+        self._staying[guest] = transport
 
     def hand_over(self, transport: asyncio.BaseTransport, guest: _Guest) -> None:
         """Remember by which transport the web framework knows a guest."""
@@ -347,7 +356,8 @@ class Endpoint:
 
     def lost(self, guest: _Guest) -> None:
         """Forget a guest who has gone."""
-        self._staying.pop(guest, None)
+        if self._staying.pop(guest, None) is not None:
+            guest.gone()
         if guest.shown is not None:
             self._seated.pop(guest.shown, None)
 

@@ -21,11 +21,10 @@ from refork.page import DOCUMENT, HEADERS
 from refork.readings import add_readings
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from refork import api
-    from refork.endpoint import Log
+    from refork.endpoint import Log, Stay
     from refork.events import Events
 
 
@@ -38,7 +37,7 @@ def application(
     status: Callable[[], api.Status],
     events: Events,
     *,
-    stay: Callable[[asyncio.BaseTransport], None],
+    stay: Stay,
     log: Log,
 ) -> web.Application:
     """Build the web application: the live page, ``/metrics``, the probes, and what may be read under ``/v1``."""

@@ -15,10 +15,10 @@ from refork.routes import JSON, READ_ONLY
 from refork.streams import Streams
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Awaitable, Callable, Sequence
 
     from refork import api
+    from refork.endpoint import Stay
     from refork.events import Events
     from refork.routes import Route
 
@@ -32,7 +32,7 @@ class Readings:
         events: Events,
         *,
         routes: Sequence[Route],
-        stay: Callable[[asyncio.BaseTransport], None],
+        stay: Stay,
     ) -> None:
         self._status = status
         self._routes = tuple(routes)
@@ -61,7 +61,7 @@ def add_readings(
     status: Callable[[], api.Status],
     events: Events,
     *,
-    stay: Callable[[asyncio.BaseTransport], None],
+    stay: Stay,
 ) -> None:
     """Serve what may be read, and nothing else, to people and pages that come from here."""
     readings = Readings(status, events, routes=READ_ONLY, stay=stay)

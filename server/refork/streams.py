@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refork import api
+    from refork.endpoint import Stay
     from refork.events import Events, Listener
 
 PLACES = 32
@@ -40,9 +41,7 @@ class Streams:
         stay: is told of a connection that may keep open.
     """
 
-    def __init__(
-        self, events: Events, status: Callable[[], api.Status], *, stay: Callable[[asyncio.BaseTransport], None]
-    ) -> None:
+    def __init__(self, events: Events, status: Callable[[], api.Status], *, stay: Stay) -> None:
         self._events = events
         self._status = status
         self._stay = stay
@@ -71,7 +70,7 @@ class Streams:
         response.force_close()
         await response.prepare(request)
         if request.transport is not None:
-            self._stay(request.transport)
+            self._stay(request.transport, listener.close)
         try:
             async with asyncio.timeout(SECONDS_A_STREAM_LASTS):
                 await self._send(response, listener)
