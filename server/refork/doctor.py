@@ -34,6 +34,10 @@ _READ_AT_ONCE = 64 * 1024
 _SERVER_ERRORS = range(500, 600)
 
 
+class _UnansweredError(Exception):
+    """A request got no answer, so nobody knows what it would have left behind."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """A request to be served before the worker is tried."""
@@ -154,8 +158,8 @@ class _Examiner(Monitor):
                 self._findings = ended.findings
             elif ended is not None:
                 self._untried = ended.reason
-        except (api.Refusal, OSError, TimeoutError, ValueError) as error:
-            self._untried = describe(error)
+        except (api.Refusal, OSError, TimeoutError, _UnansweredError) as error:
+            self._untried = str(error) or type(error).__name__
         finally:
             self._stop(graceful=True)
 
@@ -174,7 +178,7 @@ class _Examiner(Monitor):
                 pass
             writer.close()
         if len(words) < 2 or not words[1].isdigit():  # noqa: PLR2004 - the protocol and the status
-            raise ValueError(f"{request.method} {request.target} was not answered")
+            raise _UnansweredError(f"{request.method} {request.target} was not answered")
         if int(words[1]) in _SERVER_ERRORS:
             sys.stderr.write(f"refork: warning: {request.method} {request.target} answered {int(words[1])}\n")
 

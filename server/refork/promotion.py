@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 from refork import audit, evidence, fork_safety, quiescers
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
     from refork.mold import Mold
     from refork.worker import Worker
 
-SECONDS_TO_CONCLUDE = 1.0
-"""So long before its deadline a promotion stops waiting, to say why it did not succeed."""
+SECONDS_TO_CONCLUDE = evidence.THREAD_PATIENCE + 1.0
+"""So long before its deadline a promotion stops waiting for sections, to say why it did not succeed."""
 
 
 def promote(worker: Worker, order: wire.Promote) -> Mold | None:
@@ -104,12 +103,12 @@ def _examine(worker: Worker, order: wire.Promote, policy: audit.Policy) -> tuple
 
 
 def _wait_for_sections(worker: Worker, *, deadline: float) -> tuple[str, ...]:
+    cut: tuple[str, ...] = getattr(worker.gunicorn_worker, "sections_cut", ())
     held = fork_safety.held()
     if not held:
-        return ()
-    shown = ", ".join(held)
-    worker.lineage.log.info("worker[%s] waits for critical sections: %s", worker.slot, shown)
-    return fork_safety.wait(deadline=deadline - SECONDS_TO_CONCLUDE if deadline else time.monotonic())
+        return cut
+    worker.lineage.log.info("pid=%s waits for critical sections: %s", os.getpid(), ", ".join(held))
+    return cut + fork_safety.wait(deadline=deadline - SECONDS_TO_CONCLUDE)
 
 
 def _facts(lineage: Lineage, *, own: int, sections: tuple[str, ...] = ()) -> audit.Facts:

@@ -158,8 +158,15 @@ def test_the_defaults_are_what_the_server_works_with() -> None:
         "canary_seconds": 2.0,
         "drain_seconds": 2.0,
         "max_generations": 0,
+        "max_sealed_growth": 1.0,
+        "max_worker_age": 0.0,
+        "max_worker_memory": "0",
         "seal": True,
         "lifespan_keep": False,
+        "fork_safety": "refuse",
+        "fork_safety_allow": [],
+        "check_fork_safety": False,
+        "check_requests": "",
         "control_bind": "",
         "control_tcp": "",
         "control_token_file": "",
@@ -173,6 +180,22 @@ def test_the_defaults_are_what_the_server_works_with() -> None:
         "refork_min_interval": 1.0,
         "metrics_bind": "",
     }
+
+
+@pytest.mark.parametrize("value", ["", "deny", "Refuse", True, None])
+def test_a_policy_of_fork_safety_is_one_of_three(value: object) -> None:
+    """The sentence names them."""
+    with pytest.raises(ValueError, match="write refuse, warn or allow"):
+        configured(fork_safety=value)
+
+
+def test_what_is_allowed_to_be_forked_is_named_by_its_kind() -> None:
+    """A list, or one; and nothing that would silently allow nothing."""
+    assert configured(fork_safety_allow="thread:a").fork_safety_allow == ["thread:a"]
+    assert configured(fork_safety_allow=["module:a", "address:h:1"]).fork_safety_allow == ["module:a", "address:h:1"]
+    for wrong in ("ticker", "thread:", "process:x", 3):
+        with pytest.raises(ValueError, match="write thread:NAME"):
+            configured(fork_safety_allow=[wrong])
 
 
 @pytest.mark.parametrize("name", ["refork_surge", "refork_max_unavailable", "max_generations"])

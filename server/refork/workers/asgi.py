@@ -19,6 +19,7 @@ from gunicorn.workers import gasgi
 
 from refork.workers.counting import counted
 from refork.workers.lifespan import KeptLifespan, keep
+from refork.workers.sections import sections_left
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -102,6 +103,7 @@ class Asgi:
         deadline = self.loop.time() + self.cfg.graceful_timeout
         while any(connection.serves_http1 for connection in self.connections) and self.loop.time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(POLL)
+        await sections_left(self)
         self.alive = False
         main.cancel()  # the serving loop takes it for the end of its sleep between two heartbeats
 

@@ -17,6 +17,7 @@ from uvicorn.server import Server
 from refork.workers import WORKER_BOOT_ERROR
 from refork.workers.counting import counted
 from refork.workers.lifespan import KeptLifespan, keep
+from refork.workers.sections import sections_left
 
 _CLOSE = (b"connection", b"close")
 
@@ -49,6 +50,7 @@ class _Server(Server):
         # The connections are uvicorn's, and tell nobody of their end.
         while self.server_state.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+        await sections_left(self._worker)
 
     def _keep_lifespan(self) -> None:
         name = type(self.lifespan).main.__qualname__ if hasattr(self.lifespan, "main") else ""
