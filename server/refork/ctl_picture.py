@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Group
 from rich.table import Table
@@ -38,7 +38,6 @@ _STEPS = {
     api.RolloutKind.REBASE: (api.Phase.LOADING, api.Phase.CANARY, api.Phase.ROLLING, api.Phase.RETIRING),
 }
 _NARROWEST_BAR = 10
-_WIDTH_OF_FIGURES = 86
 _SECONDS_OF_RATE = 10.0
 _HELP = "r refork   s sort   q quit"
 
@@ -56,6 +55,15 @@ class Sort(StrEnum):
         """Return the one that the key goes on to."""
         order = list(Sort)
         return order[(order.index(self) + 1) % len(order)]
+
+
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """What it is drawn on; a height of 0 is paper: as long as it takes, and without keys."""
+
+    width: int
+    height: int = 0
+    letters: tuple[str, str, str] = UNICODE
 
 
 @dataclass(slots=True)
@@ -84,26 +92,31 @@ class View:
         return (after - before) / (last - first) if last > first else None
 
 
-def picture(view: View, *, width: int, letters: tuple[str, str, str] = UNICODE, keys: bool = True) -> RenderableType:
+def picture(view: View, screen: Screen) -> RenderableType:
     """Draw everything: the headline, the sum, what goes on, the processes, what can be done."""
     status = view.status
     if status is None:
         return Text("no status yet")
-    parts: list[RenderableType] = [
-        *_headline(status, width=width, letters=letters),
+    above: list[RenderableType] = [
+        *_headline(status, screen),
         Text(""),
-        *(Text(plain(line), overflow="ellipsis", no_wrap=True) for line in _facts(view, status)),
+        *(_line(fact) for fact in _facts(view, status)),
         _steps(status),
         Text(""),
-        _table(status, sort=view.sort, width=width, letters=letters),
     ]
-    if keys:
-        parts += [Text(""), _footer(view)]
-    return Group(*parts)
+    below: list[RenderableType] = [Text(""), _footer(view)] if screen.height else []
+    # Every one of these is one line high. In a low window they make room for the table: a header and two rows of it.
+    above = above[: max(1, screen.height - len(below) - 3)] if screen.height else above
+    room = max(1, screen.height - len(above) - len(below) - 1) if screen.height else None
+    return Group(*above, _table(status, screen, sort=view.sort, rows=room), *below)
 
 
-def _headline(status: api.Status, *, width: int, letters: tuple[str, str, str]) -> Iterator[Text]:
-    totals = status.totals
+def _line(words: str, *, style: str = "") -> Text:
+    return Text(plain(words), style=style, overflow="ellipsis", no_wrap=True)
+
+
+def _headline(status: api.Status, screen: Screen) -> Iterator[Text]:
+    totals, letters = status.totals, screen.letters
     if totals is None or not totals.rss:
         yield Text("nothing is measured yet", style="bold")
         return
@@ -116,7 +129,7 @@ def _headline(status: api.Status, *, width: int, letters: tuple[str, str, str]) 
     )
     once = max(0, totals.pss - totals.uss)
     parts = ((totals.uss, letters[0], "red"), (once, letters[1], "blue"), (totals.saved, letters[2], "green"))
-    yield _bar(parts, whole=totals.rss, width=width)
+    yield _bar(parts, whole=totals.rss, width=screen.width)
     yield Text.assemble(
         (letters[0], "red"), f" private {size(totals.uss)}   ",
         (letters[1], "blue"), f" shared, held once {size(once)}   ",
@@ -135,12 +148,9 @@ def _facts(view: View, status: api.Status) -> Iterator[str]:
 
 
 def _gain(status: api.Status) -> str:
-    gain = getattr(status, "gain", None)
-    words = "a refork would win: not known yet"
-    if gain is not None and gain.predicted is not None:
-        words = f"a refork would win {size(gain.predicted)}"
-    if gain is not None and gain.realised is not None:
-        words += f"; the last one won {size(gain.realised)}"
+    words = f"a refork would win {size(status.gain.predicted)}"
+    if status.gain.realised is not None:
+        words += f"; the last one won {size(status.gain.realised)}"
     return words + (f"; not now: {status.refusal}" if status.refusal else "")
 
 
@@ -152,11 +162,10 @@ def _steps(status: api.Status) -> Text:
         ended = rollout.started_at + rollout.seconds
         ago = duration(max(0.0, status.started_at + status.age - ended))
         style = "red" if rollout.outcome is api.Outcome.FAILED else ""
-        line = f"{status.phase}; last: {rollout_line(rollout)}, {ago} ago"
-        return Text(plain(line), style=style, overflow="ellipsis", no_wrap=True)
+        return _line(f"{status.phase}; last: {rollout_line(rollout)}, {ago} ago", style=style)
     done = {step.phase: step.seconds for step in rollout.steps}
-    names = list(dict.fromkeys([*_STEPS[rollout.kind], *done, rollout.phase]))
-    text = Text(f"{rollout.kind} to generation {rollout.generation}: ", overflow="ellipsis", no_wrap=True)
+    names = dict.fromkeys([*_STEPS.get(rollout.kind, ()), *done, rollout.phase])
+    text = _line(f"{rollout.kind} to generation {rollout.generation}: ")
     for name in names:
         if name == rollout.phase:
             text.append(f"[{name}] ", style="bold reverse")
@@ -167,41 +176,73 @@ def _steps(status: api.Status) -> Text:
     return text
 
 
-def _table(status: api.Status, *, sort: Sort, width: int, letters: tuple[str, str, str]) -> Table:
+def _table(status: api.Status, screen: Screen, *, sort: Sort, rows: int | None) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
-    for column in ("PROCESS", "GEN", "STATE", "REQUESTS", "AGE", "RSS", "PSS", "PRIVATE", "GAINED"):
-        table.add_column(column, justify="left" if column in {"PROCESS", "STATE"} else "right", no_wrap=True)
-    room = width - _WIDTH_OF_FIGURES
-    if room >= _NARROWEST_BAR:
+    shown = [column for column in _COLUMNS if screen.width >= column.from_width]
+    for column in shown:
+        table.add_column(column.name, justify=column.justify, no_wrap=True, min_width=column.width)
+    width = screen.width - sum(column.width + 1 for column in shown)
+    if width >= _NARROWEST_BAR:
         table.add_column("PRIVATE, SHARED", no_wrap=True)
     lines = list(_lines(status, sort=sort))
-    most = max((memory.rss for *_, memory in lines if memory is not None), default=0)
-    for name, generation, state, requests, age, gained, memory in lines:
-        sizes = (size(memory.rss), size(memory.pss), size(memory.uss)) if memory is not None else ("-", "-", "-")
-        cells = [name, generation, state, requests, duration(age), *sizes, gained]
-        bar = [_memory_bar(memory, whole=most, width=room, letters=letters)] if room >= _NARROWEST_BAR else []
-        table.add_row(*[Text(plain(cell)) for cell in cells], *bar)
+    most = max((line.memory.rss for line in lines if line.memory is not None), default=0)
+    fitting = lines if rows is None or len(lines) <= rows else lines[: rows - 1]
+    for line in fitting:
+        bar = [_memory_bar(line.memory, screen, whole=most, width=width)] if width >= _NARROWEST_BAR else []
+        table.add_row(*[Text(plain(column.cell(line))) for column in shown], *bar)
+    if len(fitting) < len(lines):
+        table.add_row(Text(f"+{len(lines) - len(fitting)} more"))
     return table
 
 
-type _Line = tuple[str, str, str, str, float, str, api.Memory | None]
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One process."""
+
+    name: str
+    generation: str
+    state: str
+    requests: str
+    age: float
+    gained: int | None
+    memory: api.Memory | None
+
+    def size(self, name: str) -> str:
+        """Write one of its sizes."""
+        return "-" if self.memory is None else size(getattr(self.memory, name))
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column, and from which width of the screen on it is shown."""
+
+    name: str
+    cell: Callable[[_Line], str]
+    width: int
+    from_width: int = 0
+    justify: Literal["left", "right"] = "right"
+
+
+_COLUMNS = (
+    _Column("PROCESS", lambda line: line.name, 10, justify="left"),
+    _Column("GEN", lambda line: line.generation, 4),
+    _Column("STATE", lambda line: line.state, 8, justify="left"),
+    _Column("REQUESTS", lambda line: line.requests, 9, from_width=75),
+    _Column("AGE", lambda line: duration(line.age), 12, from_width=100),
+    _Column("RSS", lambda line: line.size("rss"), 11, from_width=90),
+    _Column("PSS", lambda line: line.size("pss"), 11, from_width=50),
+    _Column("PRIVATE", lambda line: line.size("uss"), 11),
+    _Column("GAINED", lambda line: "" if line.gained is None else size(line.gained), 11, from_width=65),
+)
 
 
 def _lines(status: api.Status, *, sort: Sort) -> Iterator[_Line]:
-    yield "monitor", "", "", "", status.age, "", status.monitor_memory
+    yield _Line("monitor", "", "", "", status.age, None, status.monitor_memory)
     for mold in sorted(status.molds, key=lambda mold: mold.generation):
-        yield "mold", str(mold.generation), mold.state, "", mold.age, "", mold.memory
+        yield _Line("mold", str(mold.generation), mold.state, "", mold.age, None, mold.memory)
     for worker in sorted(status.workers, key=_KEYS[sort]):
-        gained = getattr(worker, "gained", None)
-        yield (
-            f"worker {worker.slot}",
-            str(worker.generation),
-            worker.state,
-            str(worker.requests),
-            worker.age,
-            size(gained) if gained is not None else "-",
-            worker.memory,
-        )
+        name, generation, requests = f"worker {worker.slot}", str(worker.generation), str(worker.requests)
+        yield _Line(name, generation, worker.state, requests, worker.age, worker.gained, worker.memory)
 
 
 _KEYS: dict[Sort, Callable[[api.WorkerStatus], tuple[float, int, int]]] = {
@@ -213,10 +254,11 @@ _KEYS: dict[Sort, Callable[[api.WorkerStatus], tuple[float, int, int]]] = {
 }
 
 
-def _memory_bar(memory: api.Memory | None, *, whole: int, width: int, letters: tuple[str, str, str]) -> Text:
+def _memory_bar(memory: api.Memory | None, screen: Screen, *, whole: int, width: int) -> Text:
     if memory is None:
         return Text("")
-    parts = ((memory.uss, letters[0], "red"), (memory.rss - memory.uss, letters[1], "blue"))
+    private, shared, _ = screen.letters
+    parts = ((memory.uss, private, "red"), (memory.rss - memory.uss, shared, "blue"))
     return _bar(parts, whole=whole, width=width)
 
 
@@ -234,8 +276,8 @@ def _bar(parts: tuple[tuple[int, str, str], ...], *, whole: int, width: int) -> 
 
 def _footer(view: View) -> Text:
     if view.asking:
-        return Text("refork now? [y/n] ", style="bold reverse")
-    footer = Text(f"{_HELP}   sorted by {view.sort}", style="dim", overflow="ellipsis", no_wrap=True)
+        return _line("refork now? [y/n] ", style="bold reverse")
     if view.lost:
-        return Text(f"{plain(view.lost)}; trying again   q quit", style="bold red", overflow="ellipsis", no_wrap=True)
+        return _line(f"{view.lost}; trying again   q quit", style="bold red")
+    footer = _line(f"{_HELP}   sorted by {view.sort}", style="dim")
     return Text.assemble((f"{plain(view.message)}   ", "bold"), footer) if view.message else footer

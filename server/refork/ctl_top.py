@@ -24,7 +24,7 @@ from rich.live import Live
 
 from refork import api
 from refork.ctl_client import SECONDS_TO_BE_FOUND, Client, RefusedError, UnreachableError
-from refork.ctl_picture import ASCII, UNICODE, View, picture
+from refork.ctl_picture import ASCII, UNICODE, Screen, View, picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +40,7 @@ def watch(client: Client, *, seconds: float) -> int:
     view.take(client.status())
     if not (sys.stdin.isatty() and sys.stdout.isatty()) or Console().is_dumb_terminal:
         console = Console(highlight=False, width=max(_WIDTH_WITHOUT_TERMINAL, _columns()))
-        console.print(picture(view, width=console.width, letters=_letters(console), keys=False))
+        console.print(picture(view, Screen(console.width, letters=_letters(console))))
         return OK
     # Who waits for a key wants an answer, or none, soon.
     return _Watch(Client(client.address, timeout=SECONDS_TO_BE_FOUND), view, seconds=seconds).run()
@@ -139,8 +139,8 @@ class _Watch:
             self._view.lost = str(error)
 
     def _draw(self, live: Live) -> None:
-        width = self._console.width
-        live.update(picture(self._view, width=width, letters=_letters(self._console)), refresh=True)
+        width, height = self._console.size
+        live.update(picture(self._view, Screen(width, height, letters=_letters(self._console))), refresh=True)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -33,7 +33,10 @@ function showStatus(next) {
 function showPart(kind, part) {
   if (!status) return;
   const next = { ...status };
-  if (kind === 'phase' && typeof part.phase === 'string') next.phase = part.phase;
+  if (kind === 'phase' && typeof part.phase === 'string') {
+    next.phase = part.phase;
+    if (isNumber(part.generation)) next.generation = part.generation;
+  }
   if (kind === 'rollout' && part.kind && part.phase) {
     next.rollout = part.outcome ? null : part;
     if (part.outcome) next.last_rollout = part;
@@ -73,7 +76,7 @@ function showTiles(next, time) {
   const predicted = orNull(next.gain?.predicted);
   const realised = orNull(next.gain?.realised);
   say($('gain'), size(predicted));
-  say($('gain-note'), next.refusal ? `not now: ${plain(next.refusal)}` : gainNote(predicted, realised));
+  say($('gain-note'), next.refusal ? `not now: ${plain(next.refusal)}` : gainNote(predicted, realised, orNull(next.gain?.promised)));
 
   const short = isNumber(next.ready) && isNumber(next.wanted) && next.ready < next.wanted;
   say($('ready'), `${count(next.ready)} of ${count(next.wanted)}`);
@@ -92,9 +95,9 @@ function showTiles(next, time) {
   say($('all-requests'), count(total));
 }
 
-function gainNote(predicted, realised) {
-  if (realised !== null) return `the last one won ${size(realised)}`;
-  return predicted === null ? 'not known yet' : 'of what workers made private since their fork';
+function gainNote(predicted, realised, promised) {
+  if (realised !== null) return `the last one won ${size(realised)}${promised === null ? '' : ` of ${size(promised)} promised`}`;
+  return predicted === null ? 'not known yet' : 'of what workers gained since they were ready';
 }
 
 function limitNote(cgroup) {
@@ -141,7 +144,7 @@ function rolloutNote(next, rollout, time) {
 function showSteps(rollout) {
   const done = new Map(list(rollout?.steps).map((step) => [plain(step.phase), orNull(step.seconds)]));
   const now = rollout && !rollout.outcome ? plain(rollout.phase) : '';
-  const names = [...new Set([...(STEPS[rollout?.kind] ?? STEPS.refork), ...done.keys(), ...(now ? [now] : [])])];
+  const names = [...new Set([...(STEPS[rollout?.kind ?? 'refork'] ?? []), ...done.keys(), ...(now ? [now] : [])])];
   const broken = rollout?.outcome === 'failed' ? names.find((name) => !done.has(name)) ?? names.at(-1) : '';
   const parent = $('steps');
   while (parent.children.length > names.length) parent.lastChild.remove();

@@ -82,7 +82,7 @@ function fillRow(row, group, most) {
   const memory = sumOf(group.processes);
   const gained = group.processes.map((process) => orNull(process.gained)).filter((value) => value !== null);
   const texts = [
-    [size(memory?.uss), gained.length ? `+${size(Math.max(0, ...gained))} since fork` : ''],
+    [size(memory?.uss), gained.length ? `+${size(Math.max(0, ...gained))} since ready` : ''],
     [size(memory?.pss), ''],
     [size(memory?.rss), ''],
     [isNumber(group.requests) ? count(group.requests) : '', group.errors ? `${count(group.errors)} errors` : ''],

@@ -107,8 +107,9 @@ class Timeline {
       const from = Math.max(frame.left, x(mark.since ?? mark.time));
       if (x(mark.time) - from > 1) drawn.push(rectangle('band', from, frame.top, x(mark.time) - from, frame.bottom - frame.top));
       if (mark.open) continue;
-      drawn.push(line(`mark ${mark.kind === 'restart' ? 'restart' : mark.outcome === 'failed' ? 'failed' : ''}`, x(mark.time), frame.top - 4, x(mark.time), frame.bottom));
-      const label = mark.kind === 'restart' ? 'restart' : mark.outcome === 'failed' ? 'failed' : `gen ${mark.generation}`;
+      const kind = mark.outcome === 'failed' ? 'failed' : mark.kind;
+      const label = kind === 'refork' || kind === 'rebase' ? `gen ${mark.generation}` : kind;
+      drawn.push(line(`mark ${kind}`, x(mark.time), frame.top - 4, x(mark.time), frame.bottom));
       if (x(mark.time) - 22 > free) {
         const labelled = Math.min(Math.max(x(mark.time), frame.left + 20), frame.right - 22);
         drawn.push(text('label', label, labelled, frame.top - 8, 'middle'));
