@@ -83,6 +83,7 @@ def seal() -> SealReport:
     except Exception as error:  # noqa: BLE001  A process that cannot be sealed must still be able to fork.
         reason = _freeze(f"{type(error).__name__}: {error}")
         return SealReport(sealed=False, reason=reason, collected=collected, seconds=time.perf_counter() - start)
+    gc.collect()  # It finds nothing, but it empties the interpreter's free lists: those objects lie on shared pages.
     _heap.trim()
     filled = _heap.fill_holes()
     return SealReport(
