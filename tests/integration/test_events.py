@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Running]:
     """A server with both endpoints, and a deadline that no stream would survive if it held for streams."""
-    running = launch(tmp_path / "log", "--metrics", "127.0.0.1:0", "--deadline", "0.5")
+    running = launch(tmp_path / "log", "--metrics", "127.0.0.1:0", "--deadline", "2.0")
     yield running
     assert running.stop() == 0
     assert "Traceback" not in running.log_text()
