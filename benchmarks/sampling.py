@@ -35,6 +35,7 @@ HEAP_MIB = 200
 QUIET_SECONDS = 30.0
 SCRAPED_SECONDS = 60.0
 SCRAPES_A_SECOND = 5
+SETTLED_SECONDS = 5.0
 
 SPENT = re.compile(rb"^refork_sampling_cpu_seconds_total (\S+)$", re.MULTILINE)
 INTERVAL = re.compile(rb"^refork_sampling_interval_seconds (\S+)$", re.MULTILINE)
@@ -91,7 +92,11 @@ def wait_for_sampling(server: Server, port: int) -> None:
         return len(SAMPLED.findall(scrape(port).body)) == WORKERS
 
     server.until(sampled, within=120, what="sample of every worker")
-    spent = scrape(port).number(SPENT)
+    spent, since = 0.0, time.monotonic()
+    while time.monotonic() < since + SETTLED_SECONDS:
+        time.sleep(0.5)
+        if (now := scrape(port).number(SPENT)) > spent:
+            spent, since = now, time.monotonic()
     say(f"{WORKERS} workers are known after {spent:.2f} s of looking; waiting until that is paid for")
     server.until(lambda: scrape(port).number(SPENT) > spent, within=600, what="regular look")
 

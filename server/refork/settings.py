@@ -411,11 +411,11 @@ class MaxSealedGrowth(Setting):
     meta = "SHARE"
     validator = _share
     type = float
-    default = 1.0
+    default = 0.5
     desc = """\
         By how much of its first size the mold may have grown over generations before the next refork is a rebase.
 
-        1.0 allows it to double; 0 sets no bound. The growth since the first warm mold estimates what was sealed and
+        0.5 allows it to grow by half; 0 sets no bound. The growth since the first warm mold estimates what was sealed and
         is no longer used. An application whose caches go on filling grows as well: if it is rebased without need,
         raise the bound.
         """

@@ -1,0 +1,1 @@
+"""The comparisons of the README: each module is one command, ``make bench-NAME``."""
