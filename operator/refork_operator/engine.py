@@ -60,7 +60,6 @@ _PATIENCE_SECONDS = 300.0
 _FAILURES_UNTIL_ANSWER = 3
 _GONE = frozenset({404, 409})
 _WRITE_ATTEMPTS = 8
-_NO_POLICY = decide.Decision(refork=False, reason=decide.Reason.NO_TRIGGER, message="no policy matches", gain=0)
 
 
 class Engine:
@@ -282,9 +281,12 @@ class Engine:
         under_way = self._owners.get(pod.workload)
         if under_way is None or not under_way.request or pod.created > under_way.seen:
             return None
+        return None if self._state(pod).workload_request == under_way.request else under_way.request
+
+    def _state(self, pod: Pod) -> states.PodState:
+        """Return what is remembered of a pod: what we know is newer than what its annotations show."""
         watched = self._watched.get(pod.key)
-        state = watched.state if watched is not None else states.read_pod(pod.annotations)
-        return None if state.workload_request == under_way.request else under_way.request
+        return watched.state if watched is not None else states.read_pod(pod.annotations)
 
     async def _accept_owner_request(self, owner: Owner, value: str) -> None:
         """Write down when a workload's request was first seen; pods that are born later need no refork."""
@@ -321,9 +323,8 @@ class Engine:
         self._spawn(self._annotate_owner(owner, {HANDLED_AT: under_way.request, OUTCOME: text, STATE: None}))
 
     def _owner_outcome(self, crew: Sequence[Pod], *, value: str) -> str:
-        done = [w for pod in crew if (w := self._watched.get(pod.key)) is not None]
-        done = [watched for watched in done if watched.state.workload_request == value]
-        good = sum(watched.state.outcome.startswith(Outcome.SUCCEEDED) for watched in done)
+        done = [state for pod in crew if (state := self._state(pod)).workload_request == value]
+        good = sum(state.outcome.startswith(Outcome.SUCCEEDED) for state in done)
         word = Outcome.SUCCEEDED if good == len(done) else Outcome.FAILED
         skipped = sum(requests.paused(pod.annotations) for pod in crew)
         return f"{word}: {good} of {len(done)} pods" + (f", {skipped} paused" if skipped else "")
@@ -513,7 +514,6 @@ class Engine:
     def _candidate(self, pod: Pod, *, now: float) -> plan.Candidate:
         watched = self._watched.get(pod.key)
         owner = self._store.owners.get(pod.workload)
-        seen = watched is not None and watched.observation is not None
         held = watched is not None and now < watched.held_until
         return plan.Candidate(
             key=pod.key,
@@ -524,7 +524,7 @@ class Engine:
             terminating=pod.terminating,
             paused=requests.paused(pod.annotations, owner.annotations if owner is not None else {}),
             reforking=watched.reforking if watched is not None else False,
-            decision=(watched.decision or _NO_POLICY) if watched is not None and seen else None,
+            decision=watched.decision if watched is not None else None,
             trouble=watched.troubled if watched is not None else "",
             busy=self._busy(watched, held=held) if watched is not None else "",
             request=self._pod_request(pod),

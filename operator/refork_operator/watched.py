@@ -115,6 +115,7 @@ class Watched:
             self.history = decide.judged(self.history, realised=realised, policy=self.pays)
         self.state = states.ended(self.state, self.history, outcome=outcome)
         self.settled_peak = 0
+        self.decision = None  # what was seen before says nothing of the server as it is now
 
     def learn_anew(self, pays: decide.Policy) -> None:
         """Follow another policy: what did not pay under the last one may under this."""

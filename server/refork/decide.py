@@ -121,7 +121,7 @@ class Threshold:
         return self.metric is Metric.SHARED_RATIO
 
     def __str__(self) -> str:
-        level = f"{self.size} bytes" if self.size is not None else f"{100 * (self.share or 0.0):g}%"
+        level = _mebi(self.size) if self.size is not None else f"{100 * (self.share or 0.0):g}%"
         whose = "" if self.scope is Scope.SERVER else " of a worker"
         return f"{self.metric}{whose} {'below' if self.falling else 'above'} {level}"
 
@@ -260,6 +260,10 @@ def _shared_ratio(scope: Scope, sample: Sample) -> float | None:
     return min((1 - w.uss / w.rss for w in sample.workers if w.rss), default=None)
 
 
+def _mebi(size: int) -> str:
+    return f"{size / (1 << 20):.0f} MiB"
+
+
 def _level(threshold: Threshold) -> float:
     return float(threshold.size) if threshold.size is not None else threshold.share or 0.0
 
@@ -311,7 +315,7 @@ def _decision(history: History, sample: Sample, *, policy: Policy) -> Decision:
         seconds = f"{sample.at - since:.0f} of {threshold.sustained:.0f} s"
         return no(Reason.NOT_SUSTAINED, f"{threshold} for {seconds}")
     if sample.gain <= 0 or sample.gain < policy.min_gain:
-        return no(Reason.GAIN_TOO_SMALL, f"a refork would win {sample.gain} bytes, less than {policy.min_gain}")
+        return no(Reason.GAIN_TOO_SMALL, f"a refork would win {_mebi(sample.gain)}, less than {_mebi(policy.min_gain)}")
     if history.unpaid >= policy.gives_up_after:
         return no(Reason.DOES_NOT_PAY, f"{history.unpaid} reforks in a row did not pay: no more until told otherwise")
     if history.reforked_at is not None and sample.at < history.reforked_at + cooldown(history, policy=policy):
@@ -320,5 +324,5 @@ def _decision(history: History, sample: Sample, *, policy: Policy) -> Decision:
         unpaid = f", doubled {history.unpaid} times by reforks that did not pay" if history.unpaid else ""
         return no(reason, f"cooling down for another {until - sample.at:.0f} s{unpaid}", not_before=until)
     threshold, since = sustained[0]
-    message = f"{threshold} for {sample.at - since:.0f} s; a refork would win {sample.gain} bytes"
+    message = f"{threshold} for {sample.at - since:.0f} s; a refork would win {_mebi(sample.gain)}"
     return Decision(True, Reason.THRESHOLD_PASSED, message, sample.gain)
