@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
@@ -26,8 +26,9 @@ class Serve(Protocol):
         bind: bool = True,
         traces: bool = False,
         environment: dict[str, str] | None = None,
+        **start: Any,
     ) -> Server:
-        """Return the server: once it is steady, or at once."""
+        """Return the server: once it is steady, or at once; ``start`` is for ``Server.start``."""
         ...
 
 
@@ -59,6 +60,7 @@ def serve(tmp_path: Path, new_server: list[Server]) -> Serve:
         bind: bool = True,
         traces: bool = False,
         environment: dict[str, str] | None = None,
+        **start: Any,
     ) -> Server:
         directory = tmp_path / f"server{len(new_server)}"
         directory.mkdir()
@@ -67,7 +69,7 @@ def serve(tmp_path: Path, new_server: list[Server]) -> Serve:
         server.write("app.py", app)
         server.write("gunicorn.conf.py", config)
         counted = () if workers is None else ("-w", str(workers))
-        server.start(*counted, *BRISK, *words, "app:app", bind=bind)
+        server.start(*counted, *BRISK, *words, "app:app", bind=bind, **start)
         if steady:
             server.wait_steady(workers=workers)
         return server

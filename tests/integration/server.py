@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -182,6 +183,11 @@ def all_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
+def children(parent: int) -> list[int]:
+    """Return the children of a process."""
+    return [pid for pid in all_pids() if parent_of(pid) == parent]
+
+
 def descendants(root: int) -> set[int]:
     """Return the children of a process, and theirs; zombies too."""
     parents = {pid: parent_of(pid) for pid in all_pids()}
@@ -239,6 +245,8 @@ class Server:
     environment: dict[str, str] = field(default_factory=dict)
     traces: bool = False
     """Whether a traceback in the log is what the test is about."""
+    threaded: bool = False
+    """Whether a process with threads forks, which is what the test is about."""
     process: subprocess.Popen[bytes] | None = None
     monitor: int = 0
     control: str = ""
@@ -250,7 +258,7 @@ class Server:
     def write(self, name: str, text: str) -> Path:
         """Write a file into the server's directory, at once as a whole."""
         path = self.directory / name
-        scratch = path.with_name(f".{name}.scratch")
+        scratch = path.with_name(f".{path.name}.scratch")
         scratch.write_text(text)
         scratch.rename(path)
         return path
@@ -313,18 +321,19 @@ class Server:
         """End the server, if the test has not, and make sure that nothing of it is left."""
         try:
             if self.running:
-                until(self._without_zombies, what=f"the monitor to reap its children: {self._zombies()}")
+                until(self._without_zombies, what=f"the monitor to reap its children: {self.zombies()}")
                 assert self.stop() == 0, self.tail()
             self._assert_gone()
             self._assert_quiet()
         finally:
             self._sweep()
 
-    def _zombies(self) -> list[int]:
+    def zombies(self) -> list[int]:
+        """Return the processes of this server that have ended and were not waited for."""
         return [pid for pid in descendants(self.monitor) if state_of(pid) == "Z"]
 
     def _without_zombies(self) -> bool:
-        return not self._zombies()
+        return not self.zombies()
 
     def _assert_gone(self) -> None:
         until(lambda: not self.left(), what=f"all processes to end: {self.left()}\n{self.tail()}", seconds=5)
@@ -355,7 +364,7 @@ class Server:
 
     def _assert_quiet(self) -> None:
         log = self.log()
-        assert "use of fork() may lead to deadlocks" not in log, log
+        assert self.threaded or "use of fork() may lead to deadlocks" not in log, log
         assert self.traces or "Traceback" not in log, log
 
     def _sweep(self) -> None:
@@ -509,11 +518,6 @@ class Server:
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    @property
-    def url(self) -> str:
-        """Where it serves."""
-        return f"http://127.0.0.1:{self.port}/"
-
     def listening(self) -> int:
         """Return the port that the server says it listens on."""
         return int(self.wait_log(r"Listening at: http://127\.0\.0\.1:(\d+)")[1])
@@ -526,7 +530,7 @@ class Server:
         """Send one request, on a connection of its own unless one is given."""
         used = connection or self.connect(port=port)
         try:
-            used.request("GET", path)
+            used.request("GET", urllib.parse.quote(path, safe="/?=&%"))
             response = used.getresponse()
             headers = {name.lower(): value for name, value in response.getheaders()}
             return Answer(response.status, headers, response.read())
@@ -540,11 +544,12 @@ class Server:
         assert isinstance(found, Answer)
         return found
 
-    def load(self, *, connections: int = 12, pause: float = 0.01, path: str = "", **plan: Any) -> _load.LoadProcess:
+    def load(
+        self, *, connections: int = 12, pause: float = 0.01, path: str = "", scheme: str = "http", **plan: Any
+    ) -> _load.LoadProcess:
         """Keep connections busy until told to stop; its report says whether a request failed."""
-        return _load.start(
-            _load.Plan(url=self.url + path, connections=connections, pause=pause, timeout=PATIENCE, **plan)
-        )
+        url = f"{scheme}://127.0.0.1:{self.port}/{path}"
+        return _load.start(_load.Plan(url=url, connections=connections, pause=pause, timeout=PATIENCE, **plan))
 
     # --- gates --------------------------------------------------------------------------------------------------------
 

@@ -67,17 +67,34 @@ class Asgi:
     cfg: Any
     lifespan: Any
     loop: asyncio.AbstractEventLoop
-    servers: Iterable[Any]
+    servers: Iterable[Any] = ()
     state: dict[str, Any]
     tmp: Any
-    alive: bool
+    _alive = True
+    _quick_shutdown = False
     _main: asyncio.Task[Any] | None = None
     _drainer: asyncio.Task[Any] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.draining = False
         super().__init__(*args, **kwargs)
         self.connections: WeakSet[_Protocol] = WeakSet()
-        self.draining = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether the serving loop goes on."""
+        return self._alive
+
+    @alive.setter
+    def alive(self, value: bool) -> None:
+        """Let the loop end; at ``max_requests`` gunicorn does so at once, which has to be a drain as any other."""
+        if value or self._quick_shutdown or not self._may_drain():
+            self._alive = value
+        else:
+            self.handle_exit_signal()
+
+    def _may_drain(self) -> bool:
+        return bool(self.servers) and self._main is not None and not self.draining
 
     def load_wsgi(self) -> None:
         """Load the application, and count its requests."""
@@ -90,7 +107,7 @@ class Asgi:
 
     def handle_exit_signal(self) -> None:
         """Begin to drain; before there is anything to drain, just stop."""
-        if self.servers and self._main is not None and not self.draining:
+        if self._main is not None and self._may_drain():
             self.draining = True
             self._drainer = self.loop.create_task(self._drain(self._main))
         elif not self.draining:
