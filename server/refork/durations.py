@@ -27,6 +27,8 @@ class Durations:
     def add(self, steps: Iterable[tuple[Phase, float]]) -> None:
         """Count the steps of a rollout that has ended."""
         for phase, seconds in steps:
+            if phase not in self._counts:
+                continue  # a rollout that was ended before its first step
             self._counts[phase][bisect_left(api.STEP_BOUNDS, seconds)] += 1
             self._seconds[phase] += seconds
 
