@@ -433,7 +433,7 @@ class Generations:
     _rebase_pending: Trigger | None = None
     _served: bool = False
     _failures: int = 0
-    _warm_sizes: dict[int, int] = field(default_factory=dict)
+    _warm: Mold | None = None
     _rollout_failures: int = 0
     _not_before: float = -math.inf
     _automatic_not_before: float = -math.inf
@@ -681,25 +681,26 @@ class Generations:
     def _worn_out(self) -> bool:
         """Whether sealed garbage has added up, or may have: a sealed object is never freed in later generations.
 
-        It is estimated by what the molds have grown by since the first one that was warm. That takes a cache that is
-        still filling for garbage too; a rebase it does not need costs time, but never memory.
+        It is estimated by what the molds have grown by since the first one that was warm, a generation more included.
+        That takes a cache that is still filling for garbage too; a rebase it does not need costs time, but no memory.
         """
         limit = self.policy.max_generations
         if limit and self.depth(self.current) >= limit:
             return True
-        mold = self.molds.get(self.current)
-        if mold is None:
+        mold, warm = self.molds.get(self.current), self._warm
+        if mold is None or warm is None or mold.loaded != warm.loaded or mold.generation == warm.generation:
             return False
-        warm = self._warm_sizes.get(mold.loaded, 0)
-        return 0 < warm * (1 + self.policy.max_growth) < mold.size
+        growth = (mold.size - warm.size) / (mold.generation - warm.generation)
+        return mold.size + growth > warm.size * (1 + self.policy.max_growth)
 
     def _mold_measured(self, fact: MoldMeasured) -> None:
         mold = self.molds.get(fact.generation)
         if mold is None:
             return
         mold.size = fact.size
-        if mold.generation > mold.loaded:
-            self._warm_sizes = {mold.loaded: self._warm_sizes.get(mold.loaded, fact.size)}
+        first = self._warm is None or self._warm.loaded != mold.loaded
+        if first and mold.generation > mold.loaded:
+            self._warm = replace(mold)
 
     def _worker_overdue(self, fact: WorkerOverdue) -> None:
         worker = self.workers.get(fact.worker)

@@ -377,10 +377,10 @@ def test_a_leaking_worker_is_not_promoted() -> None:
     assert world.machine.rollout.promoted == 0
 
 
-def test_molds_that_have_grown_beyond_the_bound_are_rebased() -> None:
-    """What is sealed and forgotten adds up from one generation to the next."""
+def test_a_refork_that_would_take_the_mold_beyond_the_bound_is_a_rebase() -> None:
+    """What is sealed and forgotten adds up from one generation to the next, at the pace it had so far."""
     world = booted(policy=Policy(canary_seconds=0, max_growth=0.5))
-    for size in (100, 140, 160):
+    for size in (100, 120, 140):
         world.refork()
         world.settle()
         world.tell(machine.MoldMeasured(world.machine.current, size))
