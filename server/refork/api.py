@@ -20,7 +20,8 @@ MOST_WORKERS = 1024
 """So many workers can be asked for; a test compares it with what the server can keep count of."""
 
 LONGEST_REASON = 500
-LONGEST_REQUEST_ID = 100
+LONGEST_REQUEST_ID = 253
+"""As long as a name in Kubernetes may be."""
 
 
 class Phase(StrEnum):

@@ -16,7 +16,7 @@ from refork.tokens import TokenFileError, read
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from refork.control_tcp import Door
+    from refork.door import Door
     from refork.endpoint import Log
     from refork.service_accounts import ServiceAccounts
 

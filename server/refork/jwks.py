@@ -60,6 +60,8 @@ class KeySet:
         Raises:
             KeysError: it cannot be known.
         """
+        if self._source.remote and kid in self._keys and self._clock() - self._fetched <= SECONDS_FRESH:
+            return self._keys[kid]  # nobody whose key is known waits for a fetch that somebody else has caused
         async with self._fetching:
             if self._due(kid):
                 await self._refresh()

@@ -201,7 +201,8 @@ class Monitor:
         return endpoints
 
     def _control_tcp(self) -> ControlTcpServer:
-        from refork.control_tcp import ControlTcpServer, door_of  # noqa: PLC0415 - only who has such a door needs it
+        from refork.control_tcp import ControlTcpServer  # noqa: PLC0415 - only who has such a door needs it
+        from refork.door import door_of  # noqa: PLC0415 - as above
 
         door = door_of(self.cfg)
         assert door is not None

@@ -142,7 +142,7 @@ def _about_durations(cfg: Any) -> Iterator[str]:
 
 def _about_control(cfg: Any) -> Iterator[str]:
     if cfg.control_tcp:
-        from refork.control_tcp import door_of, objections  # noqa: PLC0415 - only who has such a door needs it
+        from refork.door import door_of, objections  # noqa: PLC0415 - only who has such a door needs it
 
         door = door_of(cfg)
         assert door is not None

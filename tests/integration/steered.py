@@ -28,7 +28,8 @@ from refork.api import Refusal
 from refork.bind import BindError
 from refork.cluster import keys_of
 from refork.control import ControlServer
-from refork.control_tcp import ControlTcpServer, Door
+from refork.control_tcp import ControlTcpServer
+from refork.door import Door
 from refork.events import Events
 from refork.metrics import MetricsServer
 from refork.operations import Operations

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from refork import endpoint
-from tests.integration.steered import PATIENCE, Running, ask, environment, launch
+from tests.integration.steered import PATIENCE, Running, ask, dial, environment, launch
 from tests.unit.test_service_accounts import EC_KEY, ISSUER, RSA_KEY, STRANGE_KEY, SUBJECT, published, signed
 
 if TYPE_CHECKING:
@@ -531,6 +531,24 @@ def test_with_mutual_tls_the_certificate_says_who_asks(pki: Pki) -> None:
     assert server.stop() == 0
     assert 'certificate="email:operator@example.org' in server.log_text()
     assert "PEER_DID_NOT_RETURN_A_CERTIFICATE" in server.log_text()
+
+
+def test_a_stream_over_tls_outlives_the_deadline_of_a_request(pki: Pki) -> None:
+    """And hears what happens, like one at any other door."""
+    server = pki.launch("--client-ca", str(pki.ca), "--deadline", "2.0")
+    host, port = server.tcp.split(":")
+    raw = socket.create_connection((host, int(port)), timeout=PATIENCE)
+    with (
+        dial(server.control) as silent,
+        pki.context(shows=pki.authority).wrap_socket(raw, server_hostname="localhost") as sock,
+    ):
+        sock.sendall(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+        stream = sock.makefile("rb")
+        assert b"200 OK" in stream.readline()
+        assert silent.recv(1) == b""  # sat down at the same time, and was sent away
+        assert ask(server.control, "POST", "/v1/workers", body=b'{"count": 1}')[0] == 202
+        assert any(line == b"event: worker\n" for line in stream)
+    assert server.stop() == 0
 
 
 def test_with_mutual_tls_and_tokens_a_client_needs_both(pki: Pki) -> None:
