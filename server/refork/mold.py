@@ -25,7 +25,7 @@ from refork.channel import Channel
 from refork.errors import ConfigurationError, describe
 from refork.hooks import Server
 from refork.lineage import Lineage, live, mold_signals
-from refork.process import die_with_parent, set_title
+from refork.process import die_with_parent, flush_output, set_title
 from refork.scoreboard import Scoreboard
 from refork.worker import Worker, build
 from refork.workers import WORKER_BOOT_ERROR, adapt, count_requests
@@ -113,6 +113,7 @@ class Mold:
                         return worker
                 case None | (wire.Retire(), _):
                     # No atexit handlers: they would clean up what the living workers still use.
+                    flush_output()
                     os._exit(0)
                 case (_, descriptors):
                     wire.close_all(descriptors)
@@ -121,6 +122,7 @@ class Mold:
         pid = os.getpid()
         try:
             worker = self._prepare(order, end)
+            flush_output()
             intermediate = os.fork()
             if intermediate == 0:
                 return self._become(worker, mold=pid)
@@ -129,11 +131,11 @@ class Mold:
             self.channel.send(wire.ForkFailed(order.worker, wire.clip(describe(error))))
             end.close()
             return None
-        end.close()
         _, status = os.waitpid(intermediate, 0)
         if status != 0:
             reason = os.strerror(os.WEXITSTATUS(status)) if os.WIFEXITED(status) else "the intermediate was killed"
             self.channel.send(wire.ForkFailed(order.worker, f"fork: {reason}"))
+        end.close()  # not earlier: its end-of-file would be heard before the reason
         return None
 
     def _prepare(self, order: wire.Fork, end: socket.socket) -> Worker:

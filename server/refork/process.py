@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+import sys
 import time
 
 import setproctitle
@@ -50,6 +52,13 @@ def wait_for_parent(parent: int, *, seconds: float = 5.0) -> None:
         if time.monotonic() > deadline:
             os._exit(0)
         time.sleep(0.0005)
+
+
+def flush_output() -> None:
+    """Write out what was printed: after a fork two processes have it in their buffer, and both write it at their end."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or nobody reads it any more
+            stream.flush()
 
 
 def set_title(title: str) -> None:
