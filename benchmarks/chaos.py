@@ -31,7 +31,7 @@ from benchmarks._common import (
     tree_counts,
 )
 
-SECONDS = float(os.environ.get("SECONDS_OF_CHAOS", os.environ.get("SECONDS", "600")))
+SECONDS = float(os.environ.get("SECONDS", "600"))
 SEED = int(os.environ.get("SEED", "0")) or random.randrange(1, 2**31)
 WORKERS = 4
 CONNECTIONS = 8

@@ -60,19 +60,24 @@ class Scrape:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What a while has cost, in shares of one core: the looks by the server's account, the monitor by the kernel's."""
+    """What a while has cost, in shares of one core: the looks by the server's account, the monitor by the kernel's.
+
+    The seconds are those of scrapes, and of as many probes between them, which have next to nothing to answer: what
+    they take is the machine's and HTTP's share.
+    """
 
     looks: float
     monitor: float
-    latencies: tuple[float, ...]
+    scrapes: list[float]
+    probes: list[float]
 
 
-def scrape(port: int) -> Scrape:
+def scrape(port: int, path: str = "/metrics") -> Scrape:
     """Ask once, as Prometheus does, on a connection of its own."""
     began = time.monotonic()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        connection.request("GET", "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+        connection.request("GET", path, headers={"Accept": "application/openmetrics-text; version=1.0.0"})
         body = connection.getresponse().read()
     finally:
         connection.close()
@@ -103,18 +108,25 @@ def wait_for_sampling(server: Server, port: int) -> None:
 
 def account(server: Server, port: int, *, seconds: float, scrapes_a_second: int) -> Account:
     """Let time pass, with scrapes or without."""
-    latencies = []
+    scrapes, probes = [], []
     spent, used, began = scrape(port).number(SPENT), cpu_seconds(server.pid), time.monotonic()
     while (now := time.monotonic()) < began + seconds:
         if scrapes_a_second:
-            latencies.append(scrape(port).seconds)
+            scrapes.append(scrape(port).seconds)
+            time.sleep(max(0.0, now + 0.5 / scrapes_a_second - time.monotonic()))
+            probes.append(scrape(port, "/healthz").seconds)
             time.sleep(max(0.0, now + 1 / scrapes_a_second - time.monotonic()))
         else:
             time.sleep(began + seconds - now)
     used = cpu_seconds(server.pid) - used
     passed = time.monotonic() - began
     spent = scrape(port).number(SPENT) - spent
-    return Account(looks=spent / passed, monitor=used / passed, latencies=tuple(latencies))
+    return Account(looks=spent / passed, monitor=used / passed, scrapes=sorted(scrapes), probes=sorted(probes))
+
+
+def p99(ordered: list[float]) -> float:
+    """What 99 of 100 are below, in milliseconds."""
+    return round(ordered[int(len(ordered) * 0.99)] * 1000, 2)
 
 
 def main() -> int:
@@ -141,8 +153,7 @@ def main() -> int:
     if monitor is None or smallest < HEAP_MIB * MIB or min(quiet.looks, scraped.looks) <= 0:
         message = f"the smallest worker has {mib(smallest)} MiB; looks {quiet.looks}, {scraped.looks}"
         raise BenchmarkError(message)
-    ordered = sorted(scraped.latencies)
-    p99 = ordered[int(len(ordered) * 0.99)]
+    ordered = scraped.scrapes
     rows = [
         ("without scrapes", f"{quiet.looks:.4f}", f"{quiet.monitor:.4f}"),
         (f"{SCRAPES_A_SECOND} scrapes a second", f"{scraped.looks:.4f}", f"{scraped.monitor:.4f}"),
@@ -157,7 +168,8 @@ def main() -> int:
         "sampling_cpu_share": round(max(quiet.looks, scraped.looks), 5),
         "idle_monitor_cpu_share": round(quiet.monitor, 5),
         "sampling_interval_seconds": round(last.number(INTERVAL), 1),
-        "metrics_p99_ms": round(p99 * 1000, 2),
+        "metrics_p99_ms": p99(scraped.scrapes),
+        "healthz_p99_ms": p99(scraped.probes),
         "monitor_pss_mib": mib(monitor.pss),
     }
     targets = {

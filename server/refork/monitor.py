@@ -415,7 +415,7 @@ class Monitor:
                 case wire.MoldFailed(reason, exit_code):
                     mold.failure, mold.exit_code = reason, exit_code
                 case wire.ForkFailed(number, reason):
-                    self._stillborn(number, reason)
+                    self._fork_failed(number, reason)
                 case _:
                     self.log.error("%s sent an unexpected %s", mold, type(message).__name__)
 
@@ -423,6 +423,7 @@ class Monitor:
         while (message := self._next_message(worker.channel, worker.pid)) is not None:
             match message:
                 case wire.Born(pid):
+                    worker.failure = ""
                     self._worker_born(worker, pid)
                 case wire.Ready():
                     seconds = time.monotonic() - worker.started
@@ -444,16 +445,20 @@ class Monitor:
                 case _:
                     self.log.error("%s sent an unexpected %s", worker, type(message).__name__)
         if worker.pid == 0 and worker.channel.fileno() < 0:
-            self._stillborn(worker.id, self._why_stillborn(worker))
+            self._stillborn(worker)
+
+    def _fork_failed(self, number: int, reason: str) -> None:
+        """Keep the reason. The end of the line is what decides: a worker whose intermediate was killed may live."""
+        worker = self.children.workers.get(number)
+        if worker is not None:
+            worker.failure = reason
 
     def _why_stillborn(self, worker: WorkerProcess) -> str:
-        """Say why a worker has not said a word: what its mold died of, if that is why."""
+        """Say why a worker has not said a word: what its mold said, or died of, if that is why."""
         mold = self.children.molds.get(worker.generation)
         if mold is not None:
             self._hear_mold(mold)
-            if mold.failure:
-                return mold.failure
-        return "it ended before its first word"
+        return worker.failure or (mold.failure if mold is not None else "") or "it ended before its first word"
 
     def _worker_born(self, worker: WorkerProcess, pid: int) -> None:
         worker.pid = pid
@@ -462,12 +467,13 @@ class Monitor:
         else:
             self._tell(machine.WorkerBorn(worker.id))
 
-    def _stillborn(self, number: int, reason: str) -> None:
-        worker = self.children.workers.get(number)
-        if worker is not None and worker.pid == 0:
-            self.log.error("worker[%s] gen=%s could not be forked: %s", worker.slot, worker.generation, reason)
-            self._forget_worker(worker)
-            self._tell(machine.WorkerGone(number, reason))
+    def _stillborn(self, worker: WorkerProcess) -> None:
+        if worker.id not in self.children.workers:
+            return
+        reason = self._why_stillborn(worker)
+        self.log.error("worker[%s] gen=%s could not be forked: %s", worker.slot, worker.generation, reason)
+        self._forget_worker(worker)
+        self._tell(machine.WorkerGone(worker.id, reason))
 
     def _publish_change(self, worker: WorkerProcess, change: api.WorkerChange, reason: str = "") -> None:
         self.events.publish(api.WorkerEvent(worker.slot, worker.generation, worker.pid, change, reason))
