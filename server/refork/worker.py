@@ -8,7 +8,6 @@ the end or a promotion.
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from gunicorn.errors import AppImportError
 from gunicorn.workers import base
 
 from refork import channel as wire
-from refork import fork_safety, listeners, promotion, quiescers, reseed
+from refork import fork_safety, leaving, listeners, promotion, quiescers, reseed
 from refork.errors import describe
 from refork.lineage import worker_signals
 from refork.process import die_with_parent, set_title, wait_for_parent
@@ -151,4 +150,4 @@ class Worker:
             self.lineage.cfg.worker_exit(self.lineage.server, self.gunicorn_worker)
         except Exception:
             self.lineage.log.exception("the hook worker_exit failed")
-        sys.exit(status)
+        leaving.leave(status)

@@ -290,3 +290,89 @@ def use():
     assert "of logging.handlers is running" in server.fail(server.refork())
     server.wait_log("quiescing logging failed")
     server.wait_steady(generation=0)
+
+
+ASYNC_APP = """
+import asyncio, os
+{library}
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        for _ in range(2):
+            step = (await receive())["type"]
+            await send({{"type": step + ".complete"}})
+        return
+    body = await use()
+    headers = [(b"content-length", str(len(body)).encode()), (b"x-worker-pid", str(os.getpid()).encode())]
+    await send({{"type": "http.response.start", "status": 200, "headers": headers}})
+    await send({{"type": "http.response.body", "body": body}})
+"""
+
+
+def reforked_twice(server: Server) -> None:
+    """As above, for ASGI."""
+    for generation in (1, 2):
+        assert server.get().body == b"used", server.tail()
+        server.succeed(server.refork())
+        server.wait_steady(generation=generation)
+    assert server.get().body == b"used", server.tail()
+
+
+@pytest.mark.parametrize("kind", ["asgi", "uvicorn_worker.UvicornWorker"])
+def test_what_clients_of_asyncio_keep_is_let_go_of(serve: Serve, kind: str) -> None:
+    """Their event loop has ended, and with it every way of closing it properly."""
+    need("httpx", "redis", *([] if kind == "asgi" else ["uvicorn_worker"]))
+    library = """
+import httpx, redis.asyncio
+client = httpx.AsyncClient()
+cache = redis.asyncio.Redis(port={redis}, protocol=2)
+async def use():
+    await client.get("http://127.0.0.1:{http}/")
+    return b"used" if await cache.ping() else b"?"
+"""
+    with peers.listening(peers.Http) as http, peers.listening(peers.Redis) as cache:
+        app = ASYNC_APP.format(library=library.format(http=http.port, redis=cache.port))
+        server = serve("-k", kind, app=app, workers=1)
+        server.threaded = True  # libuv's threads, where there is uvloop: they begin anew in a forked process
+        reforked_twice(server)
+        server.wait_log("quiesced redis-py: disconnected 1 pool", times=2)
+        server.wait_log("quiesced httpx: closed 1 connection", times=2)
+        server.close()
+
+
+@pytest.mark.parametrize("kind", ["asgi", "uvicorn_worker.UvicornWorker"])
+def test_workers_end_cleanly_where_libuv_had_threads(serve: Serve, kind: str) -> None:
+    """One that never resolves a name would wait for threads that only its mold had, and crash."""
+    need("uvloop", *([] if kind == "asgi" else ["uvicorn_worker"]))
+    library = """
+import atexit
+resolved = []
+@atexit.register
+def note():
+    open("left-" + str(os.getpid()), "w").close()
+async def use():
+    if not resolved:
+        resolved.append(await asyncio.get_running_loop().getaddrinfo("localhost", 80))
+    return b"used"
+"""
+    server = serve("-k", kind, app=ASYNC_APP.format(library=library), workers=1)
+    server.threaded = True
+    reforked_twice(server)
+    pid = server.get().pid
+    server.close()
+    assert "SIGSEGV" not in server.log(), server.tail()
+    assert (server.directory / f"left-{pid}").exists()
+
+
+def test_sentry_does_not_begin_again_in_the_mold(serve: Serve) -> None:
+    """Not by what is logged there, which Sentry may be told to collect."""
+    need("sentry_sdk")
+    library = """
+import logging, sentry_sdk
+sentry_sdk.init("http://key@127.0.0.1:{port}/1", enable_logs=True, auto_enabling_integrations=False)
+def use():
+    logging.getLogger("gunicorn.error").warning("used")
+    return "used" if sentry_sdk.get_client().is_active() else "silent"
+"""
+    with peers.listening(peers.Http) as peer:
+        reforked(serve, library.format(port=peer.port), quiesced="Sentry: sent what was waiting, ended").close()

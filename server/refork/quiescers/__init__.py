@@ -73,10 +73,13 @@ _resting: list[Rest] = []
 
 def quiesce(log: Any) -> None:
     """Put to rest what is loaded."""
-    remember()
+    looked = False
     for quiescer in QUIESCERS:
         if quiescer.module not in sys.modules:
             continue
+        if quiescer.classes and not looked:  # and not before: those that send may connect to do so
+            remember()
+            looked = True
         try:
             implementation = import_module(f"{__name__}.{quiescer.implementation}")
             rest = implementation.quiesce(instances.known(quiescer.classes))

@@ -1,8 +1,12 @@
-"""Sentry: send what is waiting, end its threads; the SDK starts them again when it next has something to say."""
+"""Sentry: send what is waiting, end its threads; the SDK starts them again when a worker next has something to say.
+
+The mold has no client: it says nothing.
+"""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from refork.quiescers import Rest
@@ -22,7 +26,7 @@ def quiesce(_: list[Any]) -> Rest | None:
     """Flush the client, end its threads, leave it as if it had not started them."""
     client = sys.modules["sentry_sdk"].get_client()
     mine = list(_threads())
-    if not mine or not client.is_active():
+    if not client.is_active():
         return None
     client.flush(timeout=SECONDS_TO_SEND)
     parts = [part for name in _PARTS if (part := getattr(client, name, None)) is not None]
@@ -32,11 +36,13 @@ def quiesce(_: list[Any]) -> Rest | None:
     if worker is not None:
         worker.kill()
     slept = getattr(getattr(client, "monitor", None), "interval", 0.0)
-    all_ended = ended(mine, seconds=SECONDS_TO_END + (slept if slept <= LONGEST_SLEEP else 0.0))
-    if all_ended:
+    if ended(mine, seconds=SECONDS_TO_END + (slept if slept <= LONGEST_SLEEP else 0.0)):
         for part in parts:
             _renew(part)
-    return Rest(f"sent what was waiting, ended {counted(len(mine), 'thread')}")
+    # What is logged in the mold would start them again.
+    scope = sys.modules["sentry_sdk"].get_global_scope()
+    scope.set_client(None)
+    return Rest(f"sent what was waiting, ended {counted(len(mine), 'thread')}", wake=partial(scope.set_client, client))
 
 
 _PARTS = ("session_flusher", "log_batcher", "metrics_batcher", "span_batcher", "metrics_aggregator", "monitor")
