@@ -55,7 +55,7 @@ def wait_for_parent(parent: int, *, seconds: float = 5.0) -> None:
 
 
 def flush_output() -> None:
-    """Write out what was printed: after a fork two processes have it in their buffer, and both write it at their end."""
+    """Write out what was printed: after a fork two processes have it in their buffer, and both would write it."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or nobody reads it any more
             stream.flush()
