@@ -39,6 +39,7 @@ class Leader:
         self._timing = timing
         self._log = log
         self._view = rules.View()
+        self._ours: Body | None = None
 
     def holds(self) -> bool:
         """Tell whether we may act now."""
@@ -82,8 +83,12 @@ class Leader:
             return False
 
     async def _attempt(self) -> bool:
+        """Read the Lease, unless the last thing we know is that we wrote it; write ourselves in if we may.
+
+        The API server refuses the write if anything has changed since, and then the Lease is read again.
+        """
         started = time.monotonic()
-        found = await self._find()
+        found, self._ours = self._ours or await self._find(), None
         self._view = rules.observe(self._view, found, now=time.monotonic())
         if not rules.may_take(self._view, identity=self._identity, timing=self._timing, now=time.monotonic()):
             if self._view.renewed_at is not None:
@@ -91,7 +96,7 @@ class Leader:
                 raise LeaseLostError("somebody else has taken the Lease")
             return False
         body = rules.taken(found, identity=self._identity, timing=self._timing, at=time.time())
-        await self._cluster.replace(self._path, body, seconds=self._timing.renew)
+        self._ours = await self._cluster.replace(self._path, body, seconds=self._timing.renew)
         self._view = rules.renewed(rules.observe(self._view, body, now=time.monotonic()), at=started)
         return True
 
