@@ -4,7 +4,7 @@
 const SVG = 'http://www.w3.org/2000/svg';
 const MOST_POINTS = 4000;
 const LONGEST = 3 * 3600;
-const TICKS = { 300: 60, 1800: 300, 10800: 1800 }; // seconds between two labels, by the seconds that are shown
+const TICKS = { 60: 10, 120: 30, 300: 60, 600: 120, 1800: 300, 3600: 600, 10800: 1800 }; // seconds between two labels
 const STORE = `refork timeline ${location.pathname}`;
 
 class Timeline {
@@ -83,22 +83,25 @@ class Timeline {
     const { clientWidth: width, clientHeight: height } = this.svg;
     if (!width || !height) return;
     const end = this.points.at(-1)?.time ?? Date.now() / 1000;
-    const start = end - this.range;
+    // As long as little is known, the window is no larger than it needs to be.
+    const known = end - (this.points[0]?.time ?? end);
+    const range = Math.min(this.range, Number(Object.keys(TICKS).find((seconds) => seconds >= known) ?? this.range));
+    const start = end - range;
     const shown = this.points.filter((point) => point.time >= start);
     const [step, top] = scale(Math.max(MIB, ...shown.map((point) => point.rss)));
     const frame = { left: 68, right: width - 12, top: 20, bottom: height - 22 };
-    const x = (time) => frame.left + ((time - start) / this.range) * (frame.right - frame.left);
+    const x = (time) => frame.left + ((time - start) / range) * (frame.right - frame.left);
     const y = (bytes) => frame.bottom - (bytes / top) * (frame.bottom - frame.top);
-    this.frame = { ...frame, start, x, y, shown };
+    this.frame = { ...frame, start, range, shown };
 
     const drawn = [];
     for (let bytes = 0; bytes <= top + step / 2; bytes += step) {
       drawn.push(line('grid', frame.left, y(bytes), frame.right, y(bytes)));
       drawn.push(text('', axis(bytes, top), frame.left - 8, y(bytes) + 4, 'end'));
     }
-    const every = TICKS[this.range] * (width < 500 ? 2 : 1);
-    for (let back = 0; back <= this.range; back += every) {
-      const anchor = back === 0 ? 'end' : back === this.range ? 'start' : 'middle';
+    const every = TICKS[range] * (width < 500 ? 2 : 1);
+    for (let back = 0; back <= range; back += every) {
+      const anchor = back === 0 ? 'end' : back === range ? 'start' : 'middle';
       drawn.push(text('', back ? `−${clock(back)}` : 'now', x(end - back), height - 5, anchor));
     }
     for (const run of runs(shown)) drawn.push(...curves(run, x, y, frame.bottom));
@@ -135,8 +138,8 @@ class Timeline {
 
   point(offset) {
     if (!this.frame) return;
-    const { left, right, start } = this.frame;
-    this.cursor = start + ((offset - left) / (right - left)) * this.range;
+    const { left, right, start, range } = this.frame;
+    this.cursor = start + ((offset - left) / (right - left)) * range;
     this.schedule();
   }
 
