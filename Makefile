@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 # The environment is made anew when what it is made from has changed; otherwise no command touches the network.
-SOURCES := pyproject.toml setup.py tools/venv.sh $(wildcard server/refork/_heap.c)
+SOURCES := pyproject.toml setup.py tools/venv.sh $(wildcard server/refork/_*.c)
 INSTALLED := $(VENV)/.made
 WITH_EXAMPLES := $(VENV)/.made-with-examples
 WITH_TESTS := $(VENV)/.made-with-tests

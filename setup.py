@@ -1,8 +1,10 @@
-"""The one thing pyproject.toml cannot say: the native module is optional.
+"""The one thing pyproject.toml cannot say: the native modules are optional.
 
 Without a compiler the package still installs, serves, and falls back to ``gc.freeze()``; ``refork.heap`` says so.
 """
 
 from setuptools import Extension, setup
 
-setup(ext_modules=[Extension("refork._heap", ["server/refork/_heap.c"], optional=True)])
+setup(
+    ext_modules=[Extension(f"refork.{name}", [f"server/refork/{name}.c"], optional=True) for name in ("_heap", "_fork")]
+)

@@ -42,8 +42,8 @@ say "installing refork${1:+ with what these need: $*} into $venv"
 # The extension is optional to setup.py, so a failed build is not an error there; it is one here.
 # shellcheck disable=SC2086
 "$venv/bin/python" -m pip install --quiet --no-build-isolation --editable . $groups
-"$venv/bin/python" -c 'import refork._heap' 2>/dev/null || {
-    say "error: the native module refork._heap did not build." \
+"$venv/bin/python" -c 'import refork._fork, refork._heap' 2>/dev/null || {
+    say "error: the native modules did not build." \
         "Install Python's headers (Debian: apt install python3-dev), then: make clean && make demo." \
         "The compiler's words: $venv/bin/python setup.py build_ext --inplace"
     exit 1

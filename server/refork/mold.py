@@ -25,7 +25,7 @@ from refork.channel import Channel
 from refork.errors import ConfigurationError, describe
 from refork.hooks import Server
 from refork.lineage import Lineage, live, mold_signals
-from refork.process import die_with_parent, flush_output, set_title
+from refork.process import die_with_parent, flush_output, fork_away, set_title
 from refork.scoreboard import Scoreboard
 from refork.worker import Worker, build
 from refork.workers import WORKER_BOOT_ERROR, adapt, count_requests
@@ -119,23 +119,15 @@ class Mold:
                     wire.close_all(descriptors)
 
     def _fork(self, order: wire.Fork, end: socket.socket) -> Worker | None:
-        pid = os.getpid()
         try:
             worker = self._prepare(order, end)
             flush_output()
-            intermediate = os.fork()
-            if intermediate == 0:
-                return self._become(worker, mold=pid)
+            if not fork_away():
+                self.channel.close()
+                return worker
         except Exception as error:
             self.log.exception("worker[%s] gen=%s could not be forked", order.slot, self.generation)
             self.channel.send(wire.ForkFailed(order.worker, wire.clip(describe(error))))
-            end.close()
-            return None
-        end.close()
-        _, status = os.waitpid(intermediate, 0)
-        if status != 0:
-            reason = os.strerror(os.WEXITSTATUS(status)) if os.WIFEXITED(status) else "the intermediate was killed"
-            self.channel.send(wire.ForkFailed(order.worker, f"fork: {reason}"))
         end.close()  # not earlier: its end-of-file would be heard before the reason
         return None
 
@@ -152,16 +144,6 @@ class Mold:
             slot=order.slot,
             generation=self.generation,
         )
-
-    def _become(self, worker: Worker, *, mold: int) -> Worker:
-        try:
-            die_with_parent(mold)
-            if os.fork() != 0:
-                os._exit(0)
-        except OSError as error:
-            os._exit(error.errno or 1)
-        self.channel.close()
-        return worker
 
 
 def main() -> None:
