@@ -951,9 +951,13 @@ fill_holes_of_malloc(void)
 
 #endif
 
+/* The types' cache of looked-up attributes is the only owner of many a name.
+ * Such names are not sealed, as nothing leads to them; each would leave a new
+ * hole when another lookup takes its place in the cache of a worker. */
 static PyObject *
 heap_fill_holes(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
+    PyType_ClearCache();
     size_t filled = uses_pymalloc() ? fill_holes_of_pymalloc() : 0;
     return PyLong_FromSize_t(filled + fill_holes_of_malloc());
 }
