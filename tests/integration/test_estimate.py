@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from refork import memory
+from refork import estimate_proc, memory
 from tests.integration.server import free_port, until
 from tests.integration.steered import PATIENCE, environment
 from tests.integration.test_ctl import AS_NOBODY, CTL, as_root, assert_one_line, run
@@ -185,6 +185,51 @@ def test_who_may_not_look_is_told_so(prefork: Prefork) -> None:
     command = (sys.executable, "-c", f"import refork.ctl_estimate\n{AS_NOBODY}")
     result = run("estimate", "--pid", str(prefork.pid), command=command)
     assert_one_line(result, code=1, says=f"you may not look at process {prefork.pid}: run as root")
+
+
+@pytest.mark.parametrize("prefork", [(PAGES, 0)], indirect=True)
+def test_where_contents_may_not_be_read_the_figures_still_tell_something(
+    prefork: Prefork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under Yama: an upper end, no lower one, and a note."""
+
+    def forbidden(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(estimate_proc, "_compare", forbidden)
+    found = estimate_proc.look(prefork.pid, estimate_proc.Effort())
+    assert (found.duplicate, found.changing, found.samples) == (None, None, 0)
+    assert found.used > 0
+    assert any("page contents may not be read here" in note for note in found.notes)
+
+
+STARTED = """
+import subprocess, sys
+code = "import sys; kept = [str(n) for n in range(50_000)]; print('up', flush=True); sys.stdin.read()"
+command = [sys.executable, "-c", code]
+children = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(3)]
+for child in children:
+    child.stdout.readline()
+print("up", flush=True)
+sys.stdin.read()
+for child in children:
+    child.communicate()
+"""
+
+
+def test_workers_that_were_started_one_by_one_are_told_from_forks() -> None:
+    """As uvicorn's are: what they have in common lies at other addresses, so the lower end is no use."""
+    command = ["sh", "-c", f'{sys.executable} -c "$CODE"; true']
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(CODE=STARTED)
+    ) as shell:
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == b"up\n"
+        found = estimate(shell.pid, "--seconds", "0")
+        shell.communicate()
+    assert [process["role"] for process in found["processes"]] == ["master", "worker", "worker", "worker"]
+    assert found["processes"][0]["pid"] != shell.pid  # the shell has only started it
+    assert any("started one by one" in note for note in found["notes"])
 
 
 @pytest.mark.parametrize("wrong", [("--pid", "0"), ("--pid", "x"), (), ("--pid", "1", "--pages", "0")])
