@@ -10,6 +10,7 @@ A finding is one sentence: what it is, where it is, and what to do about it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -61,7 +62,7 @@ class Thread:
 
 @dataclass(frozen=True, slots=True)
 class NativeThread:
-    """A thread that Python did not start, by the name that the kernel has for it."""
+    """A thread that Python did not start, by the name that it has from its library; empty if it has none."""
 
     name: str
 
@@ -237,6 +238,9 @@ _PORTS = {
     27017: "MongoDB",
 }
 
+_GIVEN_NAME = re.compile(r"Thread-\d+")
+"""What Python calls a thread that nobody has named: its number is another one in every process."""
+
 _NATIVE_DO = f"end it in {HOOKS}, or let the library that started it do so"
 
 
@@ -261,7 +265,8 @@ def _threads(facts: Facts, policy: Policy) -> Iterator[Finding]:
         what = f"{which}{where} {'is' if count == 1 else 'are'} running" + (" an event loop" if loop else "")
         trouble = _trouble_of(module)
         do = trouble.do if trouble is not None else _thread_advice(module)
-        yield Finding(Kind.THREAD, what, do, f"thread:{name}")
+        named = not module or _GIVEN_NAME.match(name) is None
+        yield Finding(Kind.THREAD, what, do, f"thread:{name}" if named else f"module:{module}")
 
 
 def _thread_key(thread: Thread) -> tuple[str, str, bool]:
@@ -296,11 +301,11 @@ def _unknown_threads(names: list[str], facts: Facts, policy: Policy) -> Iterator
         return
     for name, same in groupby(names):
         count = len(list(same))
-        what = f"{_number(count, 'native thread')} {name!r}, not started by Python, {_be(count)} running"
-        do = _NATIVE_DO
-        if suspects:
-            do = "; ".join(f"if it is of {suspect.title}, {suspect.do}" for suspect in suspects)
-        yield Finding(Kind.NATIVE_THREAD, what, do, f"thread:{name}")
+        shown = repr(name) if name else "without a name"
+        what = f"{_number(count, 'native thread')} {shown}, not started by Python, {_be(count)} running"
+        do = "; ".join(f"if it is of {suspect.title}, {suspect.do}" for suspect in suspects) or _NATIVE_DO
+        by_module = f"module:{suspects[0].module}" if len(suspects) == 1 else ""
+        yield Finding(Kind.NATIVE_THREAD, what, do, f"thread:{name}" if name else by_module)
 
 
 def _connections(facts: Facts, policy: Policy) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import ctypes
 import fcntl
 import gc
 import os
+import signal
 import socket
 import sys
 import threading
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 THREAD_PATIENCE = 2.0
 """Seconds for threads that were told to end, an event loop's executor for one, to do so."""
+
+_SECONDS_TO_REHEARSE = 5.0
+_POLL = 0.01
 
 _FORK_AWARE_THREADS = ("jemalloc_bg_thd", "libuv-worker")
 """Threads of libraries that begin anew in a forked process."""
@@ -43,9 +47,11 @@ def remember_given() -> None:
     _given.update(link for _, link in _open())
 
 
-def collect(*, own: Iterable[int], log: Any, sections: tuple[str, ...] = ()) -> Facts:
-    """Look at this process; ``own`` are refork's descriptors."""
-    threads, native = _settled_threads()
+def collect(
+    *, own: Iterable[int], log: Any, sections: tuple[str, ...] = (), patience: float = THREAD_PATIENCE
+) -> Facts:
+    """Look at this process; ``own`` are refork's descriptors, ``patience`` is for threads."""
+    threads, native = _settled_threads(patience)
     ours = {*own, *_of_log(log), *_of_resource_tracker()}
     connections = _connections(ours)
     if connections or threads or any(_databases(ours)):
@@ -71,16 +77,14 @@ def collect(*, own: Iterable[int], log: Any, sections: tuple[str, ...] = ()) -> 
 # --- threads ----------------------------------------------------------------------------------------------------------
 
 
-def _settled_threads() -> tuple[tuple[Thread, ...], tuple[NativeThread, ...]]:
-    deadline = time.monotonic() + THREAD_PATIENCE
-    while _count_tasks() > 1 and time.monotonic() < deadline:
-        if not _python_threads():
-            break
-        time.sleep(0.01)
-    if _count_tasks() > 1 and any(_native_threads()):
+def _settled_threads(patience: float) -> tuple[tuple[Thread, ...], tuple[NativeThread, ...]]:
+    deadline = time.monotonic() + patience
+    while _python_threads() and time.monotonic() < deadline:
+        time.sleep(_POLL)
+    if any(_native_threads()):
         rehearse_fork()
         while any(_native_threads()) and not _python_threads() and time.monotonic() < deadline:
-            time.sleep(0.01)
+            time.sleep(_POLL)
     return tuple(_describe(thread) for thread in _python_threads()), tuple(_native_threads())
 
 
@@ -90,12 +94,13 @@ def rehearse_fork() -> None:
     child = ctypes.PyDLL(None).fork()
     if child == 0:
         os._exit(0)
-    if child > 0:
-        os.waitpid(child, 0)
-
-
-def _count_tasks() -> int:
-    return len(os.listdir("/proc/self/task"))
+    if child < 0:
+        return
+    deadline = time.monotonic() + _SECONDS_TO_REHEARSE
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:  # a handler that hangs would hang in every worker
+            os.kill(child, signal.SIGKILL)
+        time.sleep(_POLL)
 
 
 def _python_threads() -> list[threading.Thread]:
@@ -114,7 +119,8 @@ def _native_threads() -> Iterator[NativeThread]:
         except OSError:
             continue  # it has ended meanwhile
         if name not in _FORK_AWARE_THREADS:
-            yield NativeThread(name)
+            # One that was given no name has that of the process, which is ours.
+            yield NativeThread("" if name.startswith("refork:") else name)
 
 
 def _describe(thread: threading.Thread) -> Thread:

@@ -53,7 +53,7 @@ def settle_loaded(lineage: Lineage, *, own: int, generation: int) -> None:
     policy = policy_of(lineage.cfg)
     try:
         quiescers.quiesce(lineage.log)
-        found = audit.findings(_facts(lineage, own=own), policy)
+        found = audit.findings(_facts(lineage, own=own, patience=0.0), policy)
     except Exception:
         lineage.log.exception("mold gen=%s could not be looked at", generation)
         return
@@ -111,9 +111,11 @@ def _wait_for_sections(worker: Worker, *, deadline: float) -> tuple[str, ...]:
     return cut + fork_safety.wait(deadline=deadline - SECONDS_TO_CONCLUDE)
 
 
-def _facts(lineage: Lineage, *, own: int, sections: tuple[str, ...] = ()) -> audit.Facts:
-    listening = (listener.fileno() for listener in lineage.listeners)
-    return evidence.collect(own=(own, lineage.scoreboard.fd, *listening), log=lineage.log, sections=sections)
+def _facts(
+    lineage: Lineage, *, own: int, sections: tuple[str, ...] = (), patience: float = evidence.THREAD_PATIENCE
+) -> audit.Facts:
+    ours = (own, lineage.scoreboard.fd, *(listener.fileno() for listener in lineage.listeners))
+    return evidence.collect(own=ours, log=lineage.log, sections=sections, patience=patience)
 
 
 def _clear(worker: Worker) -> None:

@@ -89,6 +89,12 @@ def test_a_thread_is_named_with_the_module_of_what_it_runs() -> None:
     assert "2 threads 'aio' are running" in str(only(Facts(threads=(Thread("aio"), Thread("aio")))))
 
 
+def test_a_thread_that_nobody_has_named_is_allowed_by_its_module() -> None:
+    """Its number is another one the next time."""
+    assert only(Facts(threads=(Thread("Thread-7 (run)", "shop"),))).allow == "module:shop"
+    assert only(Facts(threads=(Thread("Thread-7 (run)"),))).allow == "thread:Thread-7 (run)"
+
+
 @pytest.mark.parametrize(
     ("entry", "allowed"),
     [
@@ -146,7 +152,9 @@ def test_a_native_thread_is_known_by_the_name_that_its_library_gives_it() -> Non
 
 def test_a_nameless_native_thread_makes_imported_libraries_suspects() -> None:
     """Those that are known to start threads; if all of them are allowed, so is the thread."""
-    facts = Facts(native=(NativeThread("python3"),), modules=frozenset({"torch", "flask"}))
+    facts = Facts(native=(NativeThread(""),), modules=frozenset({"torch", "flask"}))
+    assert only(facts).what == "1 native thread without a name, not started by Python, is running"
+    assert only(facts).allow == "module:torch"
     assert "if it is of PyTorch, call torch.set_num_threads(1)" in str(only(facts))
     assert findings(facts, Policy(allowed=("module:torch",))) == ()
     both = dataclasses.replace(facts, modules=frozenset({"torch", "grpc"}))
