@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from refork import api
-from refork import generations as machine
+from refork import api, facts
 from refork.errors import ConfigurationError, describe
 from refork.monitor import Monitor
 
@@ -151,7 +150,7 @@ class _Examiner(Monitor):
             await self._until(lambda: self.generations.phase is api.Phase.STEADY)
             for request in self._to_serve:
                 await self._have_answered(request)
-            self._ask(machine.TrialRequested(api.Trigger.COMMAND, self._requests()))
+            self._ask(facts.TrialRequested(api.Trigger.COMMAND, self._requests()))
             await self._until(lambda: self.generations.rollout is None)
             ended = self.generations.last_rollout
             if ended is not None and ended.outcome is api.Outcome.SUCCEEDED:

@@ -21,19 +21,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from refork import decisions, facts
 from refork.api import MoldState, Outcome, Phase, Refusal, RolloutKind, Trigger
+from refork.population import Answers, Mold, Policy, Rollout, Stage, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
+
+    from refork.decisions import Decision
+    from refork.facts import Fact
 
 BOOT_ERROR = 3
 """Exit status when no worker could boot; gunicorn's ``Arbiter.WORKER_BOOT_ERROR``."""
 
 FORK_PATIENCE = 10.0
-"""Seconds from the order to fork to the worker's first word. A mold that takes longer hangs: a fork takes milliseconds."""
+"""Seconds from the order to fork to the first word of the worker. Forks take milliseconds: past this the mold hangs."""
 
 KILL_MARGIN = 5.0
 """Seconds that a draining worker gets beyond ``graceful_timeout`` before it is killed."""
@@ -43,374 +47,6 @@ FAILURES_IN_A_ROW = 10
 
 FAILURES_PER_MOLD = 3
 """So many of its workers in a row may fail to boot before a mold is taken for broken."""
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """The settings that the machine decides by; durations in seconds."""
-
-    surge: int = 1
-    max_unavailable: int = 0
-    spawn_timeout: float = 60.0
-    promote_timeout: float = 60.0
-    graceful_timeout: float = 30.0
-    canary_seconds: float = 2.0
-    max_generations: int = 0
-    max_growth: float = math.inf
-    schedule: tuple[int, ...] = ()
-    backoff: float = 0.5
-    max_backoff: float = 30.0
-    cooldown: float = 60.0
-
-
-# --- facts ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-@dataclass(frozen=True, slots=True)
-class MoldReady:
-    """A mold is sealed and answers."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class MoldGone:
-    """A mold has ended; ``exit_code`` is what the server should end with if it cannot boot."""
-
-    generation: int
-    reason: str
-    exit_code: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerBorn:
-    """A forked worker has spoken for the first time."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerReady:
-    """A worker has begun to accept requests."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerGone:
-    """A worker process has ended, or could not be forked; ``clean`` when it chose to."""
-
-    worker: int
-    reason: str
-    clean: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerDrained:
-    """A worker under promotion serves nothing any more."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class PromotionRefused:
-    """A drained worker must not become a mold; it ends by itself."""
-
-    worker: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """A worker that was promoted on trial has told what would make a fork unsafe; it ends by itself."""
-
-    worker: int
-    findings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TrialRequested:
-    """Somebody wants to know whether a worker could be promoted."""
-
-    trigger: Trigger
-    requests: Mapping[int, int]
-    slot: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ReforkRequested:
-    """Somebody wants a refork; ``requests`` tells what each worker has served."""
-
-    trigger: Trigger
-    requests: Mapping[int, int]
-    slot: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RebaseRequested:
-    """Somebody wants the application loaded afresh."""
-
-    trigger: Trigger
-
-
-@dataclass(frozen=True, slots=True)
-class RequestsCounted:
-    """What each worker has served so far, and how many of its answers were errors."""
-
-    requests: Mapping[int, int]
-    errors: Mapping[int, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerOverdue:
-    """A worker has lived too long or grown too large: it is to be replaced from the warm mold."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class LeaksFound:
-    """The workers whose memory grows like a leak; they are not promoted."""
-
-    workers: frozenset[int]
-
-
-@dataclass(frozen=True, slots=True)
-class MoldMeasured:
-    """How large a ready mold is, in bytes."""
-
-    generation: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Resized:
-    """The wanted number of workers has changed."""
-
-    wanted: int
-
-
-@dataclass(frozen=True, slots=True)
-class StopRequested:
-    """The server is to end: gracefully, or at once."""
-
-    graceful: bool
-
-
-type Fact = (
-    Tick
-    | MoldReady
-    | MoldGone
-    | WorkerBorn
-    | WorkerReady
-    | WorkerGone
-    | WorkerDrained
-    | PromotionRefused
-    | Tried
-    | TrialRequested
-    | ReforkRequested
-    | RebaseRequested
-    | RequestsCounted
-    | WorkerOverdue
-    | LeaksFound
-    | MoldMeasured
-    | Resized
-    | StopRequested
-)
-
-
-# --- decisions --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ExecMold:
-    """Execute a fresh interpreter that loads the application."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class ForkWorker:
-    """Have the mold of ``generation`` fork a worker for ``slot``."""
-
-    worker: int
-    slot: int
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class PromoteWorker:
-    """Have the worker drain, seal its heap and become the mold of ``generation``; on trial, only drain and tell."""
-
-    worker: int
-    generation: int
-    trial: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class DrainWorker:
-    """Ask the worker to finish what it has and end; ``quick``: without finishing."""
-
-    worker: int
-    quick: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class KillWorker:
-    """The worker had its time."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class RetireMold:
-    """Ask the mold to end."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class KillMold:
-    """The mold had its time, or is not to be trusted."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Advanced:
-    """The rollout has entered a phase (for the log)."""
-
-    rollout: Rollout
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The rollout has ended."""
-
-    rollout: Rollout
-
-
-@dataclass(frozen=True, slots=True)
-class Halt:
-    """Everything has ended, or nothing can be started: leave with ``exit_code``."""
-
-    reason: str
-    exit_code: int
-
-
-type Decision = (
-    ExecMold
-    | ForkWorker
-    | PromoteWorker
-    | DrainWorker
-    | KillWorker
-    | RetireMold
-    | KillMold
-    | Advanced
-    | Finished
-    | Halt
-)
-
-
-# --- state ------------------------------------------------------------------------------------------------------------
-
-
-class Stage(StrEnum):
-    """Where a worker is in its life, as the machine needs to know it."""
-
-    FORKING = "forking"
-    BOOTING = "booting"
-    READY = "ready"
-    PROMOTING = "promoting"
-    DRAINING = "draining"
-
-
-@dataclass(slots=True)
-class Worker:
-    """A process in a slot. ``deadline``: when its present stage has lasted too long."""
-
-    id: int
-    slot: int
-    generation: int
-    loaded: int
-    deadline: float
-    stage: Stage = Stage.FORKING
-    killed: bool = False
-    overdue: bool = False
-    leaking: bool = False
-
-    @property
-    def booting(self) -> bool:
-        """Whether it is on its way to serve."""
-        return self.stage in (Stage.FORKING, Stage.BOOTING)
-
-    @property
-    def occupies(self) -> bool:
-        """Whether its slot is taken: it serves, or is about to."""
-        return self.booting or self.stage is Stage.READY
-
-
-@dataclass(slots=True)
-class Mold:
-    """A fork server. ``loaded``: the generation whose mold loaded the application it carries."""
-
-    generation: int
-    loaded: int
-    deadline: float
-    state: MoldState = MoldState.LOADING
-    boot_failures: int = 0
-    size: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What somebody has answered so far, and how much of it was an error."""
-
-    requests: int
-    errors: int
-
-    @property
-    def share(self) -> float:
-        """The share of errors, 0 to 1."""
-        return self.errors / self.requests if self.requests else 0.0
-
-    def clearly_worse_than(self, other: Answers) -> bool:
-        """Whether this is beyond what chance makes of the other's share of errors.
-
-        At least 3 errors, and so many more than expected that chance brings it about once in a thousand times: three
-        standard deviations of a binomial distribution, with a floor for a history without errors.
-        """
-        expected = self.requests * max(other.share, 0.01)
-        return self.errors >= max(3.0, expected + 3 * math.sqrt(expected))
-
-
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """A refork or rebase on its way from one generation to the next; or a trial, which stays in its generation."""
-
-    id: int
-    kind: RolloutKind
-    trigger: Trigger
-    generation: int
-    slot: int
-    phase: Phase
-    started: float
-    since: float
-    deadline: float
-    loaded: int = 0
-    promoted: int | None = None
-    spare: int | None = None
-    canary: int | None = None
-    canary_until: float = math.inf
-    steps: tuple[tuple[Phase, float], ...] = ()
-    outcome: Outcome | None = None
-    reason: str = ""
-    findings: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -426,7 +62,7 @@ class Generations:
     rollout: Rollout | None = None
     last_rollout: Rollout | None = None
     barred: str = ""
-    _halt: Halt = Halt("", 0)
+    _halt: decisions.Halt = field(default_factory=lambda: decisions.Halt("", 0))
     _next_worker: int = 0
     _next_generation: int = 0
     _next_rollout: int = 1
@@ -488,48 +124,48 @@ class Generations:
         """
         self._now = now
         match fact:
-            case MoldReady():
+            case facts.MoldReady():
                 self._mold_ready(fact)
-            case MoldGone():
+            case facts.MoldGone():
                 self._mold_gone(fact)
-            case WorkerBorn():
+            case facts.WorkerBorn():
                 self._worker_born(fact)
-            case WorkerReady():
+            case facts.WorkerReady():
                 self._worker_ready(fact)
-            case WorkerGone():
+            case facts.WorkerGone():
                 self._worker_gone(fact)
-            case WorkerDrained():
+            case facts.WorkerDrained():
                 self._worker_drained(fact)
-            case PromotionRefused():
+            case facts.PromotionRefused():
                 self._promotion_refused(fact)
-            case Tried():
+            case facts.Tried():
                 self._tried(fact)
-            case TrialRequested():
+            case facts.TrialRequested():
                 self._trial_requested(fact)
-            case ReforkRequested():
+            case facts.ReforkRequested():
                 self._refork_requested(fact)
-            case RebaseRequested():
+            case facts.RebaseRequested():
                 self._rebase_requested(fact)
-            case RequestsCounted():
+            case facts.RequestsCounted():
                 self._requests_counted(fact)
-            case WorkerOverdue():
+            case facts.WorkerOverdue():
                 self._worker_overdue(fact)
-            case LeaksFound():
+            case facts.LeaksFound():
                 self._leaks_found(fact)
-            case MoldMeasured():
+            case facts.MoldMeasured():
                 self._mold_measured(fact)
-            case Resized():
+            case facts.Resized():
                 self.wanted = fact.wanted
-            case StopRequested():
+            case facts.StopRequested():
                 self._stop(graceful=fact.graceful)
-            case Tick():
+            case facts.Tick():
                 pass
         self._advance()
         return self._take()
 
     def _take(self) -> list[Decision]:
-        decisions, self._decisions = self._decisions, []
-        return decisions
+        taken, self._decisions = self._decisions, []
+        return taken
 
     def _advance(self) -> None:
         self._expire_workers()
@@ -548,14 +184,14 @@ class Generations:
 
     # --- facts about molds --------------------------------------------------------------------------------------------
 
-    def _mold_ready(self, fact: MoldReady) -> None:
+    def _mold_ready(self, fact: facts.MoldReady) -> None:
         mold = self.molds.get(fact.generation)
         rollout = self.rollout
         expected = rollout is not None and rollout.generation == fact.generation
         if mold is None and rollout is not None and expected:
             mold = self._adopt_promoted(rollout)
         if mold is None:
-            self._decide(KillMold(fact.generation))
+            self._decide(decisions.KillMold(fact.generation))
             return
         if mold.state is not MoldState.LOADING:
             return
@@ -573,7 +209,7 @@ class Generations:
         self.molds[mold.generation] = mold
         return mold
 
-    def _mold_gone(self, fact: MoldGone) -> None:
+    def _mold_gone(self, fact: facts.MoldGone) -> None:
         mold = self.molds.pop(fact.generation, None)
         for worker in [w for w in self.workers.values() if w.generation == fact.generation]:
             if worker.stage is Stage.FORKING:
@@ -590,13 +226,13 @@ class Generations:
 
     # --- facts about workers ------------------------------------------------------------------------------------------
 
-    def _worker_born(self, fact: WorkerBorn) -> None:
+    def _worker_born(self, fact: facts.WorkerBorn) -> None:
         worker = self.workers.get(fact.worker)
         if worker is not None and worker.stage is Stage.FORKING:
             worker.stage = Stage.BOOTING
             worker.deadline = self._now + self.policy.spawn_timeout
 
-    def _worker_ready(self, fact: WorkerReady) -> None:
+    def _worker_ready(self, fact: facts.WorkerReady) -> None:
         worker = self.workers.get(fact.worker)
         if worker is None or not worker.booting:
             return
@@ -609,7 +245,7 @@ class Generations:
         if mold is not None:
             mold.boot_failures = 0
 
-    def _worker_gone(self, fact: WorkerGone) -> None:
+    def _worker_gone(self, fact: facts.WorkerGone) -> None:
         worker = self.workers.pop(fact.worker, None)
         if worker is None or self.phase is Phase.STOPPING:
             return
@@ -639,12 +275,12 @@ class Generations:
         if mold.boot_failures >= FAILURES_PER_MOLD:
             self._kill_mold(mold)
 
-    def _worker_drained(self, fact: WorkerDrained) -> None:
+    def _worker_drained(self, fact: facts.WorkerDrained) -> None:
         rollout = self.rollout
         if rollout is not None and rollout.promoted == fact.worker and rollout.phase is Phase.DRAINING:
             self._enter(Phase.SEALING, deadline=rollout.deadline - self._now)
 
-    def _promotion_refused(self, fact: PromotionRefused) -> None:
+    def _promotion_refused(self, fact: facts.PromotionRefused) -> None:
         worker = self.workers.get(fact.worker)
         if worker is not None:
             worker.stage = Stage.DRAINING
@@ -652,7 +288,7 @@ class Generations:
         if self.rollout is not None and self.rollout.promoted == fact.worker:
             self._abort(fact.reason)
 
-    def _tried(self, fact: Tried) -> None:
+    def _tried(self, fact: facts.Tried) -> None:
         worker = self.workers.get(fact.worker)
         if worker is not None:
             worker.stage = Stage.DRAINING
@@ -663,7 +299,7 @@ class Generations:
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def _refork_requested(self, fact: ReforkRequested) -> None:
+    def _refork_requested(self, fact: facts.ReforkRequested) -> None:
         refusal = self.refusal(fact.slot)
         if refusal:
             raise Refusal(refusal)
@@ -672,7 +308,7 @@ class Generations:
         else:
             self._begin_promotion(RolloutKind.REFORK, fact, generation=self._number_generation())
 
-    def _trial_requested(self, fact: TrialRequested) -> None:
+    def _trial_requested(self, fact: facts.TrialRequested) -> None:
         refusal = self.refusal(fact.slot)
         if refusal:
             raise Refusal(refusal)
@@ -693,7 +329,7 @@ class Generations:
         growth = (mold.size - warm.size) / (mold.generation - warm.generation)
         return mold.size + growth > warm.size * (1 + self.policy.max_growth)
 
-    def _mold_measured(self, fact: MoldMeasured) -> None:
+    def _mold_measured(self, fact: facts.MoldMeasured) -> None:
         mold = self.molds.get(fact.generation)
         if mold is None:
             return
@@ -702,16 +338,16 @@ class Generations:
         if first and mold.generation > mold.loaded:
             self._warm = replace(mold)
 
-    def _worker_overdue(self, fact: WorkerOverdue) -> None:
+    def _worker_overdue(self, fact: facts.WorkerOverdue) -> None:
         worker = self.workers.get(fact.worker)
         if worker is not None and worker.stage is Stage.READY:
             worker.overdue = True
 
-    def _leaks_found(self, fact: LeaksFound) -> None:
+    def _leaks_found(self, fact: facts.LeaksFound) -> None:
         for worker in self.workers.values():
             worker.leaking = worker.id in fact.workers
 
-    def _rebase_requested(self, fact: RebaseRequested) -> None:
+    def _rebase_requested(self, fact: facts.RebaseRequested) -> None:
         if self.phase is Phase.STOPPING:
             raise Refusal("the server is stopping")
         if self.phase is Phase.BOOTING or self.rollout is not None:
@@ -721,7 +357,7 @@ class Generations:
         else:
             self._begin_rebase(fact.trigger)
 
-    def _requests_counted(self, fact: RequestsCounted) -> None:
+    def _requests_counted(self, fact: facts.RequestsCounted) -> None:
         rollout = self.rollout
         if rollout is not None and rollout.phase is Phase.CANARY:
             self._judge_canary(rollout, fact)
@@ -731,9 +367,11 @@ class Generations:
         limit = self.policy.schedule[index]
         due = (w.id for w in self._promotable(None) if w.generation == self.current)
         if any(fact.requests.get(worker, 0) >= limit for worker in due):
-            self._refork_requested(ReforkRequested(Trigger.REQUESTS, fact.requests))
+            self._refork_requested(facts.ReforkRequested(Trigger.REQUESTS, fact.requests))
 
-    def _begin_promotion(self, kind: RolloutKind, fact: ReforkRequested | TrialRequested, *, generation: int) -> None:
+    def _begin_promotion(
+        self, kind: RolloutKind, fact: facts.ReforkRequested | facts.TrialRequested, *, generation: int
+    ) -> None:
         promoted = max(self._promotable(fact.slot), key=lambda w: (fact.requests.get(w.id, 0), -w.id))
         spare = self._fork(promoted.slot, self.current)
         self._begin(
@@ -774,7 +412,7 @@ class Generations:
     def _begin(self, rollout: Rollout) -> None:
         self.phase = rollout.phase
         self.rollout = rollout
-        self._decide(Advanced(rollout))
+        self._decide(decisions.Advanced(rollout))
 
     # --- the rollout --------------------------------------------------------------------------------------------------
 
@@ -801,7 +439,7 @@ class Generations:
             return
         worker.stage = Stage.PROMOTING
         worker.deadline = math.inf
-        self._decide(PromoteWorker(worker.id, rollout.generation, rollout.kind is RolloutKind.TRIAL))
+        self._decide(decisions.PromoteWorker(worker.id, rollout.generation, rollout.kind is RolloutKind.TRIAL))
         self._enter(Phase.DRAINING, deadline=self.policy.promote_timeout)
 
     def _watch_canary(self, rollout: Rollout) -> None:
@@ -821,7 +459,7 @@ class Generations:
         elif self._now >= rollout.canary_until:
             self._enter(Phase.ROLLING, deadline=math.inf)
 
-    def _judge_canary(self, rollout: Rollout, fact: RequestsCounted) -> None:
+    def _judge_canary(self, rollout: Rollout, fact: facts.RequestsCounted) -> None:
         worker = self.workers.get(-1 if rollout.canary is None else rollout.canary)
         if worker is None:
             return
@@ -858,7 +496,7 @@ class Generations:
             deadline=self._now + deadline,
             steps=(*rollout.steps, (rollout.phase, self._now - rollout.since)),
         )
-        self._decide(Advanced(self.rollout))
+        self._decide(decisions.Advanced(self.rollout))
 
     def _abort(self, reason: str) -> None:
         """Drop what is new; the slots converge back to the generation that serves."""
@@ -890,7 +528,7 @@ class Generations:
         self.last_rollout = replace(rollout, outcome=outcome, reason=reason, steps=steps, since=self._now)
         self.rollout = None
         self.phase = Phase.STEADY
-        self._decide(Finished(self.last_rollout))
+        self._decide(decisions.Finished(self.last_rollout))
 
     def _settle(self) -> None:
         """Steady: let go of molds that nothing needs, get one if there is none, take up a rebase that had to wait."""
@@ -908,7 +546,7 @@ class Generations:
             if mold.generation != self.current and mold.state is MoldState.READY:
                 mold.state = MoldState.RETIRING
                 mold.deadline = self._now + KILL_MARGIN
-                self._decide(RetireMold(mold.generation))
+                self._decide(decisions.RetireMold(mold.generation))
 
     # --- convergence --------------------------------------------------------------------------------------------------
 
@@ -1024,7 +662,7 @@ class Generations:
     def _exec_mold(self) -> int:
         generation = self._number_generation()
         self.molds[generation] = Mold(generation, generation, self._now + self.policy.spawn_timeout)
-        self._decide(ExecMold(generation))
+        self._decide(decisions.ExecMold(generation))
         return generation
 
     def _fork(self, slot: int, generation: int) -> Worker:
@@ -1033,22 +671,22 @@ class Generations:
         worker = Worker(self._next_worker, slot, generation, loaded, self._now + patience)
         self._next_worker += 1
         self.workers[worker.id] = worker
-        self._decide(ForkWorker(worker.id, slot, generation))
+        self._decide(decisions.ForkWorker(worker.id, slot, generation))
         return worker
 
     def _drain(self, worker: Worker, *, quick: bool = False) -> None:
         worker.stage = Stage.DRAINING
         worker.deadline = self._now + (0.0 if quick else self.policy.graceful_timeout) + KILL_MARGIN
-        self._decide(DrainWorker(worker.id, quick))
+        self._decide(decisions.DrainWorker(worker.id, quick))
 
     def _kill(self, worker: Worker) -> None:
         worker.killed = True
-        self._decide(KillWorker(worker.id))
+        self._decide(decisions.KillWorker(worker.id))
 
     def _kill_mold(self, mold: Mold) -> None:
         mold.state = MoldState.RETIRING
         mold.deadline = math.inf
-        self._decide(KillMold(mold.generation))
+        self._decide(decisions.KillMold(mold.generation))
 
     def _failed(self) -> None:
         self._failures += 1
@@ -1058,7 +696,7 @@ class Generations:
             self._give_up(f"{self._failures} boots in a row have failed, and no worker is left", BOOT_ERROR)
 
     def _give_up(self, reason: str, exit_code: int) -> None:
-        self._halt = Halt(reason, exit_code)
+        self._halt = decisions.Halt(reason, exit_code)
         self._stop(graceful=False)
 
     def _stop(self, *, graceful: bool) -> None:
@@ -1073,7 +711,7 @@ class Generations:
             if mold.state is MoldState.LOADING:
                 self._kill_mold(mold)
             else:
-                self._decide(RetireMold(mold.generation))
+                self._decide(decisions.RetireMold(mold.generation))
                 mold.state = MoldState.RETIRING
                 mold.deadline = self._now + KILL_MARGIN
 

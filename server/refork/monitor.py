@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any
 from gunicorn import SERVER_SOFTWARE, systemd
 from gunicorn.pidfile import Pidfile
 
-from refork import __version__, api, listeners, report
+from refork import __version__, api, decisions, facts, listeners, report
 from refork import channel as wire
-from refork import generations as machine
 from refork.api import Refusal
 from refork.automatic import Automatic, Wish
 from refork.channel import Channel
@@ -32,11 +31,12 @@ from refork.control import ControlServer
 from refork.durations import Durations
 from refork.errors import ConfigurationError, describe
 from refork.events import Events
-from refork.generations import Generations, Policy
+from refork.generations import Generations
 from refork.hooks import Server
 from refork.metrics import MetricsServer
 from refork.multiproc import Undertaker, directory_of
 from refork.operations import Operations
+from refork.population import Policy, Stage
 from refork.process import become_subreaper, describe_status, set_title
 from refork.sampler import Sampler
 from refork.scoreboard import ROWS, Cell, Scoreboard
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
     from refork.cli import ReforkApplication
     from refork.control_tcp import ControlTcpServer
+    from refork.decisions import Decision
+    from refork.facts import Fact
+    from refork.population import Rollout
 
 IDLE_TICK = 1.0
 BUSY_TICK = 0.02
@@ -110,9 +113,9 @@ class Monitor:
         self._systemd = False
         self._notified = False
         self._pidfile: Pidfile | None = None
-        self._facts: deque[machine.Fact] = deque()
+        self._facts: deque[Fact] = deque()
         self._wake = asyncio.Event()
-        self._halt: machine.Halt | None = None
+        self._halt: decisions.Halt | None = None
         self._handling = False
 
     # --- life ---------------------------------------------------------------------------------------------------------
@@ -210,9 +213,9 @@ class Monitor:
 
     def _tick(self) -> None:
         self._kill_silent_workers()
-        self._tell(machine.RequestsCounted(self._requests(), self._errors()), *self._upkeep())
+        self._tell(facts.RequestsCounted(self._requests(), self._errors()), *self._upkeep())
         self._refork_by_memory()
-        self._tell(machine.Tick())
+        self._tell(facts.Tick())
         self._publish_status()
 
     def _publish_status(self) -> None:
@@ -224,9 +227,9 @@ class Monitor:
 
     # --- facts and decisions ------------------------------------------------------------------------------------------
 
-    def _tell(self, *facts: machine.Fact) -> None:
+    def _tell(self, *told: Fact) -> None:
         """Put facts to the state machine, one at a time, also those that carrying out its decisions brings up."""
-        self._facts.extend(facts)
+        self._facts.extend(told)
         if self._handling:
             return
         self._handling = True
@@ -237,17 +240,17 @@ class Monitor:
             self._handling = False
         self._notify_ready()
 
-    def _ask(self, fact: machine.Fact) -> None:
+    def _ask(self, fact: Fact) -> None:
         """Put a request to the state machine.
 
         Raises:
             Refusal: why not.
         """
         self._carry_out(self.generations.handle(fact, time.monotonic()))
-        self._tell(machine.Tick())
+        self._tell(facts.Tick())
 
-    def _carry_out(self, decisions: list[machine.Decision]) -> None:
-        for decision in decisions:
+    def _carry_out(self, decided: list[Decision]) -> None:
+        for decision in decided:
             try:
                 self._carry_out_one(decision)
             except Exception:
@@ -255,40 +258,40 @@ class Monitor:
         self._announce()
         self._wake.set()
 
-    def _carry_out_one(self, decision: machine.Decision) -> None:
+    def _carry_out_one(self, decision: Decision) -> None:
         match decision:
-            case machine.ExecMold(generation):
+            case decisions.ExecMold(generation):
                 self._exec_mold(generation)
-            case machine.ForkWorker():
+            case decisions.ForkWorker():
                 self._fork_worker(decision)
-            case machine.PromoteWorker(worker):
+            case decisions.PromoteWorker(worker):
                 self._promote(self.children.workers[worker], decision)
-            case machine.DrainWorker(worker, quick):
+            case decisions.DrainWorker(worker, quick):
                 self._signal_worker(worker, signal.SIGQUIT if quick else signal.SIGTERM)
-            case machine.KillWorker(worker):
+            case decisions.KillWorker(worker):
                 self._signal_worker(worker, signal.SIGKILL)
-            case machine.RetireMold(generation):
+            case decisions.RetireMold(generation):
                 self.children.molds[generation].channel.send(wire.Retire())
-            case machine.KillMold(generation):
+            case decisions.KillMold(generation):
                 self._kill(self.children.molds[generation].pid, signal.SIGKILL)
-            case machine.Advanced(rollout):
+            case decisions.Advanced(rollout):
                 self.log.info("%s to gen=%s: %s", rollout.kind, rollout.generation, rollout.phase)
                 if rollout.kind is not api.RolloutKind.TRIAL:
                     self.automatic.advanced(rollout)
-            case machine.Finished(rollout):
+            case decisions.Finished(rollout):
                 self._finished(rollout)
-            case machine.Halt():
+            case decisions.Halt():
                 self._halt = decision
 
     def _announce(self) -> None:
         """Tell of a new phase, and see whether a resize has ended."""
-        machine = self.generations
-        if machine.phase is not self._announced:
-            self._announced = machine.phase
-            self.events.publish(api.PhaseEvent(machine.phase, machine.current))
-        slots = {worker.slot for worker in machine.workers.values()}
-        arrived = machine.ready() == len(slots) == machine.wanted
-        self.operations.resized(machine.wanted, arrived=arrived, now=time.monotonic())
+        now = self.generations
+        if now.phase is not self._announced:
+            self._announced = now.phase
+            self.events.publish(api.PhaseEvent(now.phase, now.current))
+        slots = {worker.slot for worker in now.workers.values()}
+        arrived = now.ready() == len(slots) == now.wanted
+        self.operations.resized(now.wanted, arrived=arrived, now=time.monotonic())
 
     def _exec_mold(self, generation: int) -> None:
         channel, end = Channel.pair()
@@ -309,7 +312,7 @@ class Monitor:
     def _listening(self) -> tuple[int, ...]:
         return tuple(listener.fileno() for listener in self._listeners)
 
-    def _fork_worker(self, order: machine.ForkWorker) -> None:
+    def _fork_worker(self, order: decisions.ForkWorker) -> None:
         channel, end = Channel.pair()
         row = self.children.take_row()
         cells = self.scoreboard.row(row)
@@ -325,7 +328,7 @@ class Monitor:
             if mold is not None:
                 mold.channel.send(wire.Fork(worker.id, worker.slot, row), (end.fileno(),))
 
-    def _promote(self, worker: WorkerProcess, order: machine.PromoteWorker) -> None:
+    def _promote(self, worker: WorkerProcess, order: decisions.PromoteWorker) -> None:
         worker.promoting = order.generation
         deadline = time.monotonic() + self.generations.policy.promote_timeout
         worker.channel.send(wire.Promote(order.generation, deadline, order.trial), self._listening())
@@ -345,7 +348,7 @@ class Monitor:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, what)
 
-    def _finished(self, rollout: machine.Rollout) -> None:
+    def _finished(self, rollout: Rollout) -> None:
         outcome = rollout.outcome or api.Outcome.FAILED
         self.outcomes[rollout.kind, rollout.trigger, outcome] += 1
         self.durations.add(rollout.steps)
@@ -366,7 +369,7 @@ class Monitor:
         if rollout.kind is not api.RolloutKind.TRIAL:
             self._hook("after_refork", self.hook_view, outcome.value)
 
-    def _bar_class(self, rollout: machine.Rollout) -> None:
+    def _bar_class(self, rollout: Rollout) -> None:
         """Do not try again with a worker class that we do not know and that does not come back clean."""
         name = self.cfg.worker_class_str
         in_promotion = {api.Phase.DRAINING, api.Phase.SEALING}
@@ -429,14 +432,14 @@ class Monitor:
                     seconds = time.monotonic() - worker.started
                     self.log.info("%s ready after %.3f s", worker, seconds)
                     self.sampler.began(worker.pid)
-                    self._tell(machine.WorkerReady(worker.id))
+                    self._tell(facts.WorkerReady(worker.id))
                     self._publish_change(worker, api.WorkerChange.READY)
                 case wire.Failed(reason):
                     worker.failure = reason
                 case wire.Drained():
-                    self._tell(machine.WorkerDrained(worker.id))
+                    self._tell(facts.WorkerDrained(worker.id))
                 case wire.PromotionRefused(reason):
-                    self._tell(machine.PromotionRefused(worker.id, reason))
+                    self._tell(facts.PromotionRefused(worker.id, reason))
                 case wire.Tried(findings):
                     self._tried(worker, findings)
                 case wire.MoldReady():
@@ -465,7 +468,7 @@ class Monitor:
         if worker.doomed or worker.id not in self.generations.workers:
             self._kill(pid, signal.SIGKILL)
         else:
-            self._tell(machine.WorkerBorn(worker.id))
+            self._tell(facts.WorkerBorn(worker.id))
 
     def _stillborn(self, worker: WorkerProcess) -> None:
         if worker.id not in self.children.workers:
@@ -473,7 +476,7 @@ class Monitor:
         reason = self._why_stillborn(worker)
         self.log.error("worker[%s] gen=%s could not be forked: %s", worker.slot, worker.generation, reason)
         self._forget_worker(worker)
-        self._tell(machine.WorkerGone(worker.id, reason))
+        self._tell(facts.WorkerGone(worker.id, reason))
 
     def _publish_change(self, worker: WorkerProcess, change: api.WorkerChange, reason: str = "") -> None:
         self.events.publish(api.WorkerEvent(worker.slot, worker.generation, worker.pid, change, reason))
@@ -481,7 +484,7 @@ class Monitor:
     def _tried(self, worker: WorkerProcess, findings: tuple[str, ...]) -> None:
         for finding in findings:
             self.log.warning("%s is not safe to fork from: %s", worker, finding)
-        self._tell(machine.Tried(worker.id, findings))
+        self._tell(facts.Tried(worker.id, findings))
 
     def _promoted(self, worker: WorkerProcess, message: wire.MoldReady) -> None:
         self._count_out(worker)
@@ -503,7 +506,7 @@ class Monitor:
         )
         verb = "sealed" if message.sealed else f"frozen ({message.reason})"
         self.log.info("%s ready: objects=%s %s in %.3f s", mold, message.objects, verb, message.seconds)
-        self._tell(machine.MoldReady(mold.generation))
+        self._tell(facts.MoldReady(mold.generation))
 
     # --- the end of children ------------------------------------------------------------------------------------------
 
@@ -534,7 +537,7 @@ class Monitor:
         log("%s ended: %s", worker, reason)
         self._forget_worker(worker)
         self._hook("child_exit", self.hook_view, worker)
-        self._tell(machine.WorkerGone(worker.id, reason, clean=status == 0))
+        self._tell(facts.WorkerGone(worker.id, reason, clean=status == 0))
         self._publish_change(worker, api.WorkerChange.GONE, reason)
 
     def _mold_gone(self, mold: MoldProcess, status: int) -> None:
@@ -548,8 +551,8 @@ class Monitor:
         if mold.was is not None:
             self._hook("child_exit", self.hook_view, mold.was)
             # Known as a worker still, if it was given up while it was promoted.
-            self._tell(machine.WorkerGone(mold.was.id, reason))
-        self._tell(machine.MoldGone(mold.generation, reason, mold.exit_code))
+            self._tell(facts.WorkerGone(mold.was.id, reason))
+        self._tell(facts.MoldGone(mold.generation, reason, mold.exit_code))
 
     def _forget_worker(self, worker: WorkerProcess) -> None:
         self._hang_up(worker.channel)
@@ -573,7 +576,7 @@ class Monitor:
         now = time.monotonic_ns()
         for worker in self.children.workers.values():
             known = self.generations.workers.get(worker.id)
-            if known is None or known.stage is not machine.Stage.READY:
+            if known is None or known.stage is not Stage.READY:
                 continue
             silent = (now - worker.cells[Cell.HEARTBEAT]) / 1e9
             if silent <= self.cfg.timeout:
@@ -613,12 +616,12 @@ class Monitor:
     def _stop(self, *, graceful: bool) -> None:
         systemd.sd_notify("STOPPING=1", self.log)
         listeners.close_all(self._listeners, unlink=not self._systemd)
-        self._tell(machine.StopRequested(graceful=graceful))
+        self._tell(facts.StopRequested(graceful=graceful))
 
     def _resize(self, wanted: int) -> None:
         before, self.hook_view.num_workers = self.generations.wanted, wanted
         self.cfg.nworkers_changed(self.hook_view, wanted, before)
-        self._tell(machine.Resized(wanted))
+        self._tell(facts.Resized(wanted))
 
     def _stop_workers(self) -> None:
         if self.cfg.daemon:  # as gunicorn has it: a terminal that changes its size is no reason
@@ -634,7 +637,7 @@ class Monitor:
 
     def _refork_by_signal(self) -> None:
         try:
-            self._ask(machine.ReforkRequested(api.Trigger.SIGNAL, self._requests()))
+            self._ask(facts.ReforkRequested(api.Trigger.SIGNAL, self._requests()))
         except Refusal as refusal:
             self.log.warning("refork refused: %s", refusal)
 
@@ -643,7 +646,7 @@ class Monitor:
             return
         self.log.info("refork by memory: %s", self.automatic.explain())
         with contextlib.suppress(Refusal):  # what stands in its way was asked for before
-            self._ask(machine.ReforkRequested(api.Trigger.MEMORY, self._requests()))
+            self._ask(facts.ReforkRequested(api.Trigger.MEMORY, self._requests()))
 
     def _reload(self) -> None:
         """Take up a new configuration and, by a rebase, new code; a broken one leaves everything as it is."""
@@ -665,7 +668,7 @@ class Monitor:
         self.generations.barred = ""
         if self.cfg.workers != self.generations.wanted:
             self._resize(self.cfg.workers)
-        self._ask(machine.RebaseRequested(api.Trigger.RELOAD))
+        self._ask(facts.RebaseRequested(api.Trigger.RELOAD))
 
     def _reopen_listeners(self, cfg: Any) -> None:
         """Listen where the new configuration says; the old sockets stay open until nobody serves from them."""
@@ -734,16 +737,16 @@ class Monitor:
         return self.operations.once(command, act, refusal=refusal, now=time.monotonic(), interval=interval)
 
     def _refork(self, command: api.ReforkCommand) -> api.Accepted:
-        self._ask(machine.ReforkRequested(api.Trigger.COMMAND, self._requests(), command.slot))
+        self._ask(facts.ReforkRequested(api.Trigger.COMMAND, self._requests(), command.slot))
         return self._accepted()
 
     def _doctor(self, command: api.DoctorCommand) -> api.Accepted:
-        self._ask(machine.TrialRequested(api.Trigger.COMMAND, self._requests(), command.slot))
+        self._ask(facts.TrialRequested(api.Trigger.COMMAND, self._requests(), command.slot))
         return self._accepted()
 
     def _rebase(self, command: api.RebaseCommand) -> api.Accepted:
         del command
-        self._ask(machine.RebaseRequested(api.Trigger.COMMAND))
+        self._ask(facts.RebaseRequested(api.Trigger.COMMAND))
         return self._accepted()
 
     def _set_workers(self, command: api.WorkersCommand) -> api.Accepted:
@@ -768,7 +771,7 @@ class Monitor:
         """Name the pids of workers that are ready."""
         known = self.generations.workers
         workers = self.children.workers.values()
-        return [w.pid for w in workers if w.id in known and known[w.id].stage is machine.Stage.READY]
+        return [w.pid for w in workers if w.id in known and known[w.id].stage is Stage.READY]
 
     def _requests(self) -> dict[int, int]:
         return {worker.id: worker.cells[Cell.REQUESTS] for worker in self.children.workers.values()}
@@ -776,7 +779,7 @@ class Monitor:
     def _errors(self) -> dict[int, int]:
         return {worker.id: worker.cells[Cell.ERRORS] for worker in self.children.workers.values()}
 
-    def _upkeep(self) -> list[machine.Fact]:
+    def _upkeep(self) -> list[Fact]:
         cgroup, now = self.sampler.cgroup, time.monotonic()
         limits = Limits.of(self.cfg, container=None if cgroup is None else cgroup.limit)
         workers = [
@@ -784,9 +787,7 @@ class Monitor:
             for worker in self.children.workers.values()
             if (look := self.sampler.track(worker.pid).look) is not None
         ]
-        molds = [
-            MoldFacts(mold.generation, self.sampler.memory(mold.pid)) for mold in self.children.molds.values()
-        ]
+        molds = [MoldFacts(mold.generation, self.sampler.memory(mold.pid)) for mold in self.children.molds.values()]
         return self.upkeep.look(limits, workers, molds)
 
     def _notify_ready(self) -> None:

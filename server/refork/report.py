@@ -14,13 +14,13 @@ import gunicorn
 
 from refork import __version__, api, memory
 from refork.api import MoldState, Phase, WorkerState
-from refork.generations import Stage
+from refork.population import Stage
 from refork.scoreboard import Cell
 
 if TYPE_CHECKING:
     from refork.children import MoldProcess, WorkerProcess
-    from refork.generations import Rollout
     from refork.monitor import Monitor
+    from refork.population import Rollout
 
 _WORKER_STATES = {
     Stage.FORKING: WorkerState.BOOTING,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from refork.api import Growth
-from refork.generations import Fact, LeaksFound, MoldMeasured, WorkerOverdue
+from refork.facts import Fact, LeaksFound, MoldMeasured, WorkerOverdue
 from refork.leak import History, Sample
 from refork.settings import parse_amount
 

@@ -11,7 +11,7 @@ from refork import api
 from refork.api import Outcome, Phase, RolloutKind, Trigger
 from refork.automatic import Automatic, Wish
 from refork.decide import Metric, Threshold
-from refork.generations import Rollout
+from refork.population import Rollout
 from refork.sampler import Look, Track
 
 MIB = 1024 * 1024

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refork import generations as machine
+from refork import decisions, facts, generations
 from refork.api import Outcome, Phase, Refusal, RolloutKind, Trigger
-from refork.generations import Decision, Policy, Stage
+from refork.population import Policy, Stage
 from tests.unit.world import Behaviour, World, obey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from refork.decisions import Decision
 
 POLICY = Policy(canary_seconds=1.0, spawn_timeout=5.0, promote_timeout=5.0, graceful_timeout=3.0)
 
@@ -48,7 +50,7 @@ def always(kind: type, behaviour: Behaviour, *, where: Callable[[Decision], bool
 def test_booting_executes_one_mold_and_forks_a_worker_for_each_slot() -> None:
     """Generation 0 is loaded once."""
     world = booted(wanted=3)
-    assert world.decided == [machine.ExecMold(0), *(machine.ForkWorker(slot, slot, 0) for slot in range(3))]
+    assert world.decided == [decisions.ExecMold(0), *(decisions.ForkWorker(slot, slot, 0) for slot in range(3))]
 
 
 def test_a_refork_goes_through_its_phases_in_order() -> None:
@@ -73,7 +75,7 @@ def test_a_refork_goes_through_its_phases_in_order() -> None:
 def test_the_worker_with_the_most_requests_is_promoted() -> None:
     """The warmest worker is the one to keep."""
     world = booted()
-    world.tell(machine.ReforkRequested(Trigger.COMMAND, {0: 5, 1: 9, 2: 7}))
+    world.tell(facts.ReforkRequested(Trigger.COMMAND, {0: 5, 1: 9, 2: 7}))
     assert world.machine.rollout is not None
     assert world.machine.rollout.promoted == 1
 
@@ -92,7 +94,7 @@ def test_capacity_never_falls_below_the_wanted_number_in_a_refork_or_rebase() ->
     world.watch_capacity()
     world.refork()
     world.settle()
-    world.tell(machine.RebaseRequested(Trigger.COMMAND))
+    world.tell(facts.RebaseRequested(Trigger.COMMAND))
     world.settle()
     assert world.lowest_ready == 4
     assert [rollout.kind for rollout in world.outcomes] == [RolloutKind.REFORK, RolloutKind.REBASE]
@@ -110,12 +112,12 @@ def test_max_unavailable_lets_a_slot_go_without_a_worker_for_a_moment() -> None:
 @pytest.mark.parametrize(
     ("kind", "behaviour"),
     [
-        (machine.PromoteWorker, Behaviour.CRASH),
-        (machine.PromoteWorker, Behaviour.HANG),
-        (machine.PromoteWorker, Behaviour.REFUSE),
-        (machine.ForkWorker, Behaviour.CRASH),
-        (machine.ForkWorker, Behaviour.REFUSE),
-        (machine.ForkWorker, Behaviour.HANG),
+        (decisions.PromoteWorker, Behaviour.CRASH),
+        (decisions.PromoteWorker, Behaviour.HANG),
+        (decisions.PromoteWorker, Behaviour.REFUSE),
+        (decisions.ForkWorker, Behaviour.CRASH),
+        (decisions.ForkWorker, Behaviour.REFUSE),
+        (decisions.ForkWorker, Behaviour.HANG),
     ],
 )
 def test_a_refork_that_fails_leaves_the_old_generation_serving(kind: type, behaviour: Behaviour) -> None:
@@ -136,7 +138,7 @@ def test_a_new_generation_whose_first_worker_cannot_boot_is_dropped() -> None:
     """The canary dies, not the service."""
     world = booted()
     world.watch_capacity()
-    world.behave = always(machine.ForkWorker, Behaviour.CRASH, where=lambda d: d.generation == 1)
+    world.behave = always(decisions.ForkWorker, Behaviour.CRASH, where=lambda d: d.generation == 1)
     world.refork()
     world.settle()
     assert world.outcomes[0].outcome is Outcome.FAILED
@@ -151,7 +153,7 @@ def test_a_canary_that_ends_badly_while_it_is_watched_brings_the_old_generation_
     world.run(1)
     assert world.machine.rollout is not None
     assert world.machine.rollout.phase is Phase.CANARY
-    world.tell(machine.WorkerGone(world.machine.rollout.canary or 0, "killed by SIGSEGV"))
+    world.tell(facts.WorkerGone(world.machine.rollout.canary or 0, "killed by SIGSEGV"))
     world.settle()
     assert world.outcomes[0].outcome is Outcome.FAILED
     assert {worker.generation for worker in world.machine.workers.values()} == {0}
@@ -162,7 +164,7 @@ def test_a_mold_that_dies_while_rolling_brings_the_old_generation_back() -> None
     world = booted(policy=Policy(canary_seconds=0.5))
     world.refork()
     world.run(60, until=lambda: world.machine.phase is Phase.ROLLING)
-    world.tell(machine.MoldGone(1, "killed by SIGKILL"))
+    world.tell(facts.MoldGone(1, "killed by SIGKILL"))
     world.settle()
     assert world.outcomes[0].outcome is Outcome.FAILED
     assert {worker.generation for worker in world.machine.workers.values()} == {0}
@@ -172,7 +174,7 @@ def test_a_lost_mold_is_replaced_by_a_cold_one_and_serving_workers_are_left_alon
     """A mold's death costs no worker."""
     world = booted()
     before = set(world.machine.workers)
-    world.tell(machine.MoldGone(0, "killed by SIGKILL"))
+    world.tell(facts.MoldGone(0, "killed by SIGKILL"))
     world.settle()
     assert set(world.machine.molds) == {1}
     assert set(world.machine.workers) == before
@@ -181,30 +183,30 @@ def test_a_lost_mold_is_replaced_by_a_cold_one_and_serving_workers_are_left_alon
 def test_a_mold_that_does_not_answer_is_killed_and_replaced() -> None:
     """No word from a forked worker means that the mold hangs."""
     world = booted()
-    silent = only(machine.ForkWorker, Behaviour.HANG)
-    world.tell(machine.WorkerGone(0, "killed by SIGKILL"))
+    silent = only(decisions.ForkWorker, Behaviour.HANG)
+    world.tell(facts.WorkerGone(0, "killed by SIGKILL"))
     del silent
     forked = max(world.machine.workers)
     world.machine.workers[forked].stage = Stage.FORKING
     world._coming.clear()
     world.settle()
-    assert machine.KillMold(0) in world.decided
+    assert decisions.KillMold(0) in world.decided
     assert set(world.machine.molds) == {1}
 
 
 def test_a_crashed_worker_is_forked_anew_from_the_warm_mold() -> None:
     """No import, no doubled memory."""
     world = booted()
-    world.tell(machine.WorkerGone(2, "killed by SIGKILL"))
+    world.tell(facts.WorkerGone(2, "killed by SIGKILL"))
     world.settle()
-    assert world.decided[-1] == machine.ForkWorker(4, 2, 0)
+    assert world.decided[-1] == decisions.ForkWorker(4, 2, 0)
 
 
 def test_the_schedule_of_request_counts_has_one_entry_a_generation() -> None:
     """The first entry counts for the generation that was loaded, the next for the one after, and then no more."""
     world = booted(policy=Policy(canary_seconds=0, schedule=(10, 50)))
     for served, expected in ((9, 0), (10, 1), (49, 1), (50, 2), (10_000, 2)):
-        world.tell(machine.RequestsCounted(dict.fromkeys(world.machine.workers, served)))
+        world.tell(facts.RequestsCounted(dict.fromkeys(world.machine.workers, served)))
         world.settle()
         assert world.machine.current == expected
 
@@ -212,9 +214,9 @@ def test_the_schedule_of_request_counts_has_one_entry_a_generation() -> None:
 def test_an_automatic_refork_that_failed_is_not_tried_again_at_once() -> None:
     """It backs off; a person may still ask."""
     world = booted(policy=Policy(canary_seconds=0, schedule=(10,), cooldown=60))
-    world.behave = always(machine.PromoteWorker, Behaviour.REFUSE)
+    world.behave = always(decisions.PromoteWorker, Behaviour.REFUSE)
     for _ in range(20):
-        world.tell(machine.RequestsCounted(dict.fromkeys(world.machine.workers, 10)))
+        world.tell(facts.RequestsCounted(dict.fromkeys(world.machine.workers, 10)))
         world.run(1)
     assert len(world.outcomes) == 1
     world.refork()
@@ -240,7 +242,7 @@ def test_a_reload_in_the_middle_of_a_refork_waits_for_its_end() -> None:
     """HUP is never lost."""
     world = booted()
     world.refork()
-    world.tell(machine.RebaseRequested(Trigger.RELOAD))
+    world.tell(facts.RebaseRequested(Trigger.RELOAD))
     world.settle()
     assert [rollout.kind for rollout in world.outcomes] == [RolloutKind.REFORK, RolloutKind.REBASE]
 
@@ -249,8 +251,8 @@ def test_a_rebase_whose_application_does_not_load_keeps_the_old_one_serving() ->
     """Broken code goes nowhere."""
     world = booted()
     world.watch_capacity()
-    world.behave = only(machine.ExecMold, Behaviour.CRASH)
-    world.tell(machine.RebaseRequested(Trigger.RELOAD))
+    world.behave = only(decisions.ExecMold, Behaviour.CRASH)
+    world.tell(facts.RebaseRequested(Trigger.RELOAD))
     world.settle()
     assert world.outcomes[0].outcome is Outcome.FAILED
     assert world.lowest_ready == 4
@@ -274,17 +276,17 @@ def test_slots_that_do_not_exist_are_refused() -> None:
 
 def test_an_application_that_cannot_boot_halts_the_server_with_its_reason() -> None:
     """There is nothing to serve with."""
-    world = World(POLICY, 4, behave=always(machine.ExecMold, Behaviour.CRASH))
+    world = World(POLICY, 4, behave=always(decisions.ExecMold, Behaviour.CRASH))
     world.run(60)
-    assert world.halted == machine.Halt("crashed", 1)
+    assert world.halted == decisions.Halt("crashed", 1)
 
 
 def test_a_worker_that_cannot_boot_halts_a_server_that_never_served() -> None:
     """As gunicorn does, with gunicorn's status."""
-    world = World(POLICY, 4, behave=always(machine.ForkWorker, Behaviour.CRASH))
+    world = World(POLICY, 4, behave=always(decisions.ForkWorker, Behaviour.CRASH))
     world.run(60)
     assert world.halted is not None
-    assert world.halted.exit_code == machine.BOOT_ERROR
+    assert world.halted.exit_code == generations.BOOT_ERROR
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.015, 0.5, 1.05, 1.2])
@@ -294,30 +296,30 @@ def test_a_stop_in_the_middle_of_a_refork_ends_everything(seconds: float, *, gra
     world = booted()
     world.refork()
     world.run(seconds)
-    world.tell(machine.StopRequested(graceful=graceful))
+    world.tell(facts.StopRequested(graceful=graceful))
     world.run(60)
-    assert world.halted == machine.Halt("", 0)
+    assert world.halted == decisions.Halt("", 0)
 
 
 def test_more_and_fewer_workers() -> None:
     """TTIN and TTOU, also in the middle of a refork."""
     world = booted()
-    world.tell(machine.Resized(6))
+    world.tell(facts.Resized(6))
     world.settle()
     world.refork(slot=5)
-    world.tell(machine.Resized(2))
+    world.tell(facts.Resized(2))
     world.settle()
     assert {worker.slot for worker in world.machine.workers.values()} == {0, 1}
 
 
-def counted(world: World, *, canary: tuple[int, int], others: tuple[int, int]) -> machine.RequestsCounted:
+def counted(world: World, *, canary: tuple[int, int], others: tuple[int, int]) -> facts.RequestsCounted:
     """What the workers have answered: (requests, errors) of the canary, and of each other worker."""
     rollout = world.machine.rollout
     assert rollout is not None
-    facts = {worker: canary if worker == rollout.canary else others for worker in world.machine.workers}
-    return machine.RequestsCounted(
-        {worker: requests for worker, (requests, _) in facts.items()},
-        {worker: errors for worker, (_, errors) in facts.items()},
+    answers = {worker: canary if worker == rollout.canary else others for worker in world.machine.workers}
+    return facts.RequestsCounted(
+        {worker: requests for worker, (requests, _) in answers.items()},
+        {worker: errors for worker, (_, errors) in answers.items()},
     )
 
 
@@ -349,17 +351,17 @@ def test_an_overdue_worker_is_replaced_before_it_is_drained() -> None:
     """A lifetime or a memory limit costs no capacity, and no import."""
     world = booted()
     world.watch_capacity()
-    world.tell(machine.WorkerOverdue(2))
+    world.tell(facts.WorkerOverdue(2))
     world.settle()
     assert world.lowest_ready == 4
-    assert world.decided[-2:] == [machine.ForkWorker(4, 2, 0), machine.DrainWorker(2)]
+    assert world.decided[-2:] == [decisions.ForkWorker(4, 2, 0), decisions.DrainWorker(2)]
 
 
 def test_overdue_workers_are_replaced_a_few_at_a_time() -> None:
     """All at once would double the memory."""
     world = booted(policy=Policy(surge=1))
     for worker in range(4):
-        world.tell(machine.WorkerOverdue(worker))
+        world.tell(facts.WorkerOverdue(worker))
         booting = [w for w in world.machine.workers.values() if w.booting]
         assert len(booting) == 1
     world.settle()
@@ -369,10 +371,10 @@ def test_overdue_workers_are_replaced_a_few_at_a_time() -> None:
 def test_a_leaking_worker_is_not_promoted() -> None:
     """The next warmest is; with nobody else the request is refused."""
     world = booted(wanted=2)
-    world.tell(machine.LeaksFound(frozenset({1})))
+    world.tell(facts.LeaksFound(frozenset({1})))
     with pytest.raises(Refusal, match="leaks memory"):
         world.refork(slot=1)
-    world.tell(machine.ReforkRequested(Trigger.COMMAND, {0: 1, 1: 9}))
+    world.tell(facts.ReforkRequested(Trigger.COMMAND, {0: 1, 1: 9}))
     assert world.machine.rollout is not None
     assert world.machine.rollout.promoted == 0
 
@@ -383,7 +385,7 @@ def test_a_refork_that_would_take_the_mold_beyond_the_bound_is_a_rebase() -> Non
     for size in (100, 120, 140):
         world.refork()
         world.settle()
-        world.tell(machine.MoldMeasured(world.machine.current, size))
+        world.tell(facts.MoldMeasured(world.machine.current, size))
     world.refork()
     world.settle()
     assert [rollout.kind for rollout in world.outcomes] == [*[RolloutKind.REFORK] * 3, RolloutKind.REBASE]
@@ -393,13 +395,13 @@ def test_a_server_whose_workers_all_fail_in_a_row_ends_with_a_reason() -> None:
     """A supervisor above can only act on an end that it sees."""
     world = booted(wanted=2)
     world.behave = lambda decision: (
-        Behaviour.CRASH if isinstance(decision, (machine.ForkWorker, machine.ExecMold)) else Behaviour.OBEY
+        Behaviour.CRASH if isinstance(decision, (decisions.ForkWorker, decisions.ExecMold)) else Behaviour.OBEY
     )
     for worker in list(world.machine.workers):
-        world.tell(machine.WorkerGone(worker, "killed"))
+        world.tell(facts.WorkerGone(worker, "killed"))
     world.run(600)
     assert world.halted is not None
-    assert world.halted.exit_code == machine.BOOT_ERROR
+    assert world.halted.exit_code == generations.BOOT_ERROR
     assert "in a row" in world.halted.reason
 
 
@@ -429,13 +431,13 @@ def act(world: World, name: str, argument: object) -> None:
     elif name == "refork":
         world.refork()
     elif name == "rebase":
-        world.tell(machine.RebaseRequested(argument))  # type: ignore[arg-type]
+        world.tell(facts.RebaseRequested(argument))  # type: ignore[arg-type]
     elif name == "resize":
-        world.tell(machine.Resized(argument))  # type: ignore[arg-type]
+        world.tell(facts.Resized(argument))  # type: ignore[arg-type]
     elif name == "kill worker" and live.workers:
-        world.tell(machine.WorkerGone(sorted(live.workers)[int(argument) % len(live.workers)], "killed"))  # type: ignore[call-overload]
+        world.tell(facts.WorkerGone(sorted(live.workers)[int(argument) % len(live.workers)], "killed"))  # type: ignore[call-overload]
     elif name == "kill mold" and live.molds:
-        world.tell(machine.MoldGone(sorted(live.molds)[int(argument) % len(live.molds)], "killed"))  # type: ignore[call-overload]
+        world.tell(facts.MoldGone(sorted(live.molds)[int(argument) % len(live.molds)], "killed"))  # type: ignore[call-overload]
 
 
 @settings(max_examples=150, deadline=None)
@@ -470,7 +472,7 @@ def test_whatever_happens_the_server_comes_back_to_one_mold_and_all_its_workers(
             return
     world.behave = obey
     world.settle()
-    began = sum(isinstance(d, machine.Advanced) and not d.rollout.steps for d in world.decided)
+    began = sum(isinstance(d, decisions.Advanced) and not d.rollout.steps for d in world.decided)
     assert len(world.outcomes) == began
     assert all(rollout.outcome is Outcome.SUCCEEDED or rollout.reason for rollout in world.outcomes)
 
@@ -505,6 +507,6 @@ def test_a_stop_always_comes_to_an_end(
     for name, argument in actions:
         with contextlib.suppress(Refusal):
             act(world, name, argument)
-    world.tell(machine.StopRequested(graceful=graceful))
+    world.tell(facts.StopRequested(graceful=graceful))
     world.run(120)
     assert world.halted is not None

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
-from refork import generations as machine
+from refork import decisions, facts
 from refork.api import Outcome, Phase, Refusal, RolloutKind, Trigger
-from refork.generations import Decision, Policy, Stage
+from refork.population import Policy, Stage
 from tests.unit.world import Behaviour, World
+
+if TYPE_CHECKING:
+    from refork.decisions import Decision
 
 POLICY = Policy(canary_seconds=1.0, spawn_timeout=5.0, promote_timeout=5.0, graceful_timeout=3.0, schedule=(100,))
 FINDINGS = ("a thread is running",)
@@ -18,18 +23,18 @@ class TrialWorld(World):
 
     def _promote(self, worker: int, generation: int, behaviour: Behaviour) -> None:
         decision = self.decided[-1]
-        assert isinstance(decision, machine.PromoteWorker)
+        assert isinstance(decision, decisions.PromoteWorker)
         if not decision.trial:
             super()._promote(worker, generation, behaviour)
         elif behaviour is Behaviour.OBEY:
-            self.soon(machine.Tried(worker, FINDINGS))
-            self.soon(machine.WorkerGone(worker, "exited", clean=True), moments=2)
+            self.soon(facts.Tried(worker, FINDINGS))
+            self.soon(facts.WorkerGone(worker, "exited", clean=True), moments=2)
         elif behaviour is Behaviour.CRASH:
-            self.soon(machine.WorkerGone(worker, "crashed"))
+            self.soon(facts.WorkerGone(worker, "crashed"))
 
     def trial(self, slot: int | None = None, **requests: int) -> None:
         """Ask for a trial as a person would."""
-        self.tell(machine.TrialRequested(Trigger.COMMAND, {int(w[1:]): n for w, n in requests.items()}, slot))
+        self.tell(facts.TrialRequested(Trigger.COMMAND, {int(w[1:]): n for w, n in requests.items()}, slot))
 
 
 def booted(behave: object = None) -> TrialWorld:
@@ -84,11 +89,11 @@ def test_the_warmest_worker_or_the_named_one_is_tried() -> None:
 @pytest.mark.parametrize(
     ("kind", "behaviour"),
     [
-        (machine.PromoteWorker, Behaviour.CRASH),
-        (machine.PromoteWorker, Behaviour.HANG),
-        (machine.ForkWorker, Behaviour.CRASH),
-        (machine.ForkWorker, Behaviour.HANG),
-        (machine.ForkWorker, Behaviour.REFUSE),
+        (decisions.PromoteWorker, Behaviour.CRASH),
+        (decisions.PromoteWorker, Behaviour.HANG),
+        (decisions.ForkWorker, Behaviour.CRASH),
+        (decisions.ForkWorker, Behaviour.HANG),
+        (decisions.ForkWorker, Behaviour.REFUSE),
     ],
 )
 def test_a_trial_that_fails_costs_nothing_but_the_worker(kind: type, behaviour: Behaviour) -> None:
@@ -104,11 +109,11 @@ def test_a_trial_that_fails_costs_nothing_but_the_worker(kind: type, behaviour: 
 
 def test_a_trial_that_fails_does_not_delay_the_next_refork() -> None:
     """Only reforks that fail make the server wait before it tries by itself again."""
-    world = booted(misbehaving(machine.PromoteWorker, Behaviour.CRASH))
+    world = booted(misbehaving(decisions.PromoteWorker, Behaviour.CRASH))
     world.trial()
     world.settle()
     worker = min(world.machine.workers)
-    world.tell(machine.RequestsCounted({worker: 100}))
+    world.tell(facts.RequestsCounted({worker: 100}))
     assert world.machine.rollout is not None
     assert world.machine.rollout.kind is RolloutKind.REFORK
 
@@ -134,10 +139,10 @@ def test_a_trial_is_refused_while_something_is_under_way() -> None:
 
 def test_the_mold_may_die_during_a_trial() -> None:
     """The worker on trial is ended, and a new mold is loaded."""
-    world = booted(misbehaving(machine.PromoteWorker, Behaviour.HANG))
+    world = booted(misbehaving(decisions.PromoteWorker, Behaviour.HANG))
     world.trial()
     world.run(1.0, until=lambda: world.machine.phase is Phase.DRAINING)
-    world.tell(machine.MoldGone(0, "killed"))
+    world.tell(facts.MoldGone(0, "killed"))
     world.settle()
     assert world.outcomes[0].outcome is Outcome.FAILED
     assert {w.stage for w in world.machine.workers.values()} == {Stage.READY}
@@ -147,7 +152,7 @@ def test_a_stop_ends_a_trial() -> None:
     """Nothing is left behind."""
     world = booted()
     world.trial()
-    world.tell(machine.StopRequested(graceful=True))
+    world.tell(facts.StopRequested(graceful=True))
     world.run(60.0)
     assert world.halted is not None
     assert world.outcomes[0].outcome is Outcome.FAILED

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from refork import api
-from refork.generations import LeaksFound, MoldMeasured, WorkerOverdue
+from refork.facts import LeaksFound, MoldMeasured, WorkerOverdue
 from refork.upkeep import Limits, MoldFacts, Upkeep, WorkerFacts
 
 MIB = 1024 * 1024

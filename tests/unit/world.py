@@ -12,12 +12,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from refork import generations as machine
-from refork.api import Phase
-from refork.generations import Decision, Fact, Generations, Policy, Stage
+from refork import decisions, facts
+from refork.api import Phase, Trigger
+from refork.generations import Generations
+from refork.population import Policy, Rollout, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from refork.decisions import Decision
+    from refork.facts import Fact
 
 
 class Behaviour(StrEnum):
@@ -45,8 +49,8 @@ class World:
     wanted: int
     behave: Callable[[Decision], Behaviour] = obey
     now: float = 0.0
-    halted: machine.Halt | None = None
-    outcomes: list[machine.Rollout] = field(default_factory=list)
+    halted: decisions.Halt | None = None
+    outcomes: list[Rollout] = field(default_factory=list)
     decided: list[Decision] = field(default_factory=list)
     lowest_ready: int | None = None
 
@@ -76,7 +80,7 @@ class World:
                 self.tell(fact)
             self.now = step
             if self.halted is None:
-                self.tell(machine.Tick())
+                self.tell(facts.Tick())
 
     def settle(self) -> None:
         """Let time pass until nothing is under way any more."""
@@ -96,67 +100,67 @@ class World:
 
     def refork(self, slot: int | None = None) -> None:
         """Ask for a refork as a person would."""
-        self.tell(machine.ReforkRequested(machine.Trigger.COMMAND, {}, slot))
+        self.tell(facts.ReforkRequested(Trigger.COMMAND, {}, slot))
 
     def soon(self, fact: Fact, *, moments: int = 1) -> None:
         """Have something happen."""
         heapq.heappush(self._coming, (self.now + moments * MOMENT, next(self._order), fact))
 
-    def _carry_out(self, decisions: list[Decision]) -> None:
-        for decision in decisions:
+    def _carry_out(self, decided: list[Decision]) -> None:
+        for decision in decided:
             self.decided.append(decision)
             self._carry_out_one(decision, self.behave(decision))
 
     def _carry_out_one(self, decision: Decision, behaviour: Behaviour) -> None:
         crash, hang = behaviour is Behaviour.CRASH, behaviour is Behaviour.HANG
         match decision:
-            case machine.ExecMold(generation):
+            case decisions.ExecMold(generation):
                 if not hang:
-                    self.soon(machine.MoldGone(generation, "crashed") if crash else machine.MoldReady(generation))
-            case machine.ForkWorker(worker):
+                    self.soon(facts.MoldGone(generation, "crashed") if crash else facts.MoldReady(generation))
+            case decisions.ForkWorker(worker):
                 self._fork(worker, behaviour)
-            case machine.PromoteWorker(worker, generation):
+            case decisions.PromoteWorker(worker, generation):
                 self._promote(worker, generation, behaviour)
-            case machine.DrainWorker(worker):
+            case decisions.DrainWorker(worker):
                 if not hang:
-                    self.soon(machine.WorkerGone(worker, "exited", clean=not crash))
-            case machine.KillWorker(worker):
-                self.soon(machine.WorkerGone(worker, "killed"))
-            case machine.RetireMold(generation):
+                    self.soon(facts.WorkerGone(worker, "exited", clean=not crash))
+            case decisions.KillWorker(worker):
+                self.soon(facts.WorkerGone(worker, "killed"))
+            case decisions.RetireMold(generation):
                 if not hang:
-                    self.soon(machine.MoldGone(generation, "retired"))
-            case machine.KillMold(generation):
-                self.soon(machine.MoldGone(generation, "killed"))
-            case machine.Finished(rollout):
+                    self.soon(facts.MoldGone(generation, "retired"))
+            case decisions.KillMold(generation):
+                self.soon(facts.MoldGone(generation, "killed"))
+            case decisions.Finished(rollout):
                 self.outcomes.append(rollout)
-            case machine.Halt():
+            case decisions.Halt():
                 self.halted = decision
-            case machine.Advanced():
+            case decisions.Advanced():
                 pass
 
     def _fork(self, worker: int, behaviour: Behaviour) -> None:
         match behaviour:
             case Behaviour.OBEY:
-                self.soon(machine.WorkerBorn(worker))
-                self.soon(machine.WorkerReady(worker), moments=2)
+                self.soon(facts.WorkerBorn(worker))
+                self.soon(facts.WorkerReady(worker), moments=2)
             case Behaviour.CRASH:
-                self.soon(machine.WorkerBorn(worker))
-                self.soon(machine.WorkerGone(worker, "crashed"), moments=2)
+                self.soon(facts.WorkerBorn(worker))
+                self.soon(facts.WorkerGone(worker, "crashed"), moments=2)
             case Behaviour.REFUSE:
-                self.soon(machine.WorkerGone(worker, "fork: out of memory"))
+                self.soon(facts.WorkerGone(worker, "fork: out of memory"))
             case Behaviour.HANG:
-                self.soon(machine.WorkerBorn(worker))
+                self.soon(facts.WorkerBorn(worker))
 
     def _promote(self, worker: int, generation: int, behaviour: Behaviour) -> None:
         match behaviour:
             case Behaviour.OBEY:
-                self.soon(machine.WorkerDrained(worker))
-                self.soon(machine.MoldReady(generation), moments=2)
+                self.soon(facts.WorkerDrained(worker))
+                self.soon(facts.MoldReady(generation), moments=2)
             case Behaviour.CRASH:
-                self.soon(machine.WorkerDrained(worker))
-                self.soon(machine.WorkerGone(worker, "crashed"), moments=2)
+                self.soon(facts.WorkerDrained(worker))
+                self.soon(facts.WorkerGone(worker, "crashed"), moments=2)
             case Behaviour.REFUSE:
-                self.soon(machine.PromotionRefused(worker, "a thread is running"))
-                self.soon(machine.WorkerGone(worker, "exited", clean=True), moments=2)
+                self.soon(facts.PromotionRefused(worker, "a thread is running"))
+                self.soon(facts.WorkerGone(worker, "exited", clean=True), moments=2)
             case Behaviour.HANG:
-                self.soon(machine.WorkerDrained(worker))
+                self.soon(facts.WorkerDrained(worker))
