@@ -37,7 +37,7 @@ def read(families: list[Family], parse: Callable[[str], Any], *, openmetrics: bo
     }
 
 
-@given(st.text(), st.integers() | st.floats(allow_nan=False, allow_infinity=False))
+@given(st.text(), st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False))
 def test_any_label_and_any_number_come_back(text: str, number: float) -> None:
     """Whatever an application calls itself: quotes, backslashes, line breaks."""
     families = [Family("refork_level", Kind.GAUGE, "A level.", [(labels(what=text, slot=3), number)])]
