@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 BODY_LIMIT = 16 * 1024
 
-_WHO = web.RequestKey("who", str)
+_who: ContextVar[str] = ContextVar("who")
+"""Who has sent the request that is being answered."""
 
 
 def application(
@@ -86,7 +88,7 @@ def _known_only(identify: Identify, *, log: Log) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            request[_WHO] = await identify(request)
+            _who.set(await identify(request))
         except api.Refusal as refusal:
             if lines.allow(asyncio.get_running_loop().time()):
                 line = "command=%s address=%s answer=%d reason=%s more=%d"
@@ -134,7 +136,7 @@ class _Commands:
         self, request: web.Request, *, shape: type[Command], act: Callable[[Command], api.Accepted]
     ) -> web.Response:
         words = [f"command={_name(request)}"]
-        who = request[_WHO]
+        who = _who.get()
         try:
             command = msgspec.json.decode(await request.read() or b"{}", type=shape)
             words += _words(command)

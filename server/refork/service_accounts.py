@@ -102,7 +102,8 @@ class ServiceAccounts:
             raise Refusal(f"the token is not accepted: {_reason(error)}", status=401) from None
         except (ValueError, TypeError, OverflowError):
             raise Refusal("this is no token of a service account", status=401) from None
-        if not SUBJECT.fullmatch(claims["sub"]):
+        subject = claims["sub"]
+        if not isinstance(subject, str) or not SUBJECT.fullmatch(subject):
             raise Refusal("the subject of the token is no service account", status=403)
         return claims
 
