@@ -349,6 +349,7 @@ def main() -> int:
     parser.add_argument("--app", default="demo:app")
     parser.add_argument("--pid", type=int)
     parser.add_argument("--deadline", type=float)
+    parser.add_argument("--stream", type=float, nargs=2)
     parser.add_argument("--ready", type=int, default=2)
     parser.add_argument("--interval", type=float, default=0.0)
     parser.add_argument("--tcp")
@@ -361,6 +362,10 @@ def main() -> int:
     logging.getLogger("asyncio").setLevel(logging.INFO)
     if arguments.deadline:
         endpoint.SECONDS_TO_ASK_AND_BE_ANSWERED = arguments.deadline
+    if arguments.stream:
+        from refork import streams  # noqa: PLC0415 - it loads the web framework
+
+        streams.SECONDS_BETWEEN_SIGNS_OF_LIFE, streams.SECONDS_A_STREAM_LASTS = arguments.stream
     try:
         asyncio.run(_serve(arguments))
     except BindError as error:

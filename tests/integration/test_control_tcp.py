@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from refork import endpoint
+from refork.endpoint import Lines
 from tests.integration.steered import PATIENCE, Running, ask, dial, environment, launch
 from tests.unit.test_service_accounts import EC_KEY, ISSUER, RSA_KEY, STRANGE_KEY, SUBJECT, published, signed
 
@@ -192,6 +193,15 @@ def test_a_token_file_that_others_can_read_is_warned_of(tmp_path: Path) -> None:
     server = launch(tmp_path / "log", "--tcp", LOOPBACK, "--token-file", str(tokens))
     assert server.stop() == 0
     assert "mode 0644 lets others at it; 0600 would not" in server.log_text()
+
+
+def test_lines_in_a_log_are_rationed() -> None:
+    """Some at once, then one a second, and those in between are counted once."""
+    lines = Lines(at_once=3)
+    assert [lines.allow(100.0) for _ in range(5)] == [True, True, True, False, False]
+    assert (lines.take_missed(), lines.take_missed()) == (2, 0)
+    assert [lines.allow(now) for now in (100.5, 101.0, 101.1, 102.1)] == [False, True, False, True]
+    assert [lines.allow(1000.0) for _ in range(4)] == [True, True, True, False]
 
 
 # --- closed when in doubt ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import socket
@@ -159,6 +160,22 @@ def test_a_server_that_stops_ends_its_streams(tmp_path: Path) -> None:
         for each in (stream, other):
             with pytest.raises(EOFError):
                 each.next()
+    assert "Traceback" not in server.log_text()
+
+
+def test_a_stream_on_which_nothing_happens_shows_signs_of_life_and_ends_by_itself(tmp_path: Path) -> None:
+    """Comments keep proxies from taking it for dead; the end makes whoever listens prove again that they may."""
+    server = launch(tmp_path / "log", "--stream", "0.1", "1.0")
+    with dial(server.control) as sock:
+        sock.sendall(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+        heard = b""
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := sock.recv(65536):
+                heard += chunk
+    assert b"retry: 2000\n" in heard
+    assert heard.count(b"event: ") == 1
+    assert 3 <= heard.count(b":\n\n") <= 10
+    assert server.stop() == 0
     assert "Traceback" not in server.log_text()
 
 
