@@ -13,6 +13,7 @@ together, and every one gets either a start or the reason why not. The rules, in
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -189,12 +190,15 @@ class _Round:
     def distribute(self, eligible: list[Candidate]) -> dict[Key, Verdict]:
         """Give each pod that wants one a place, or the reason why there is none."""
         verdicts = {}
-        waiting = sorted(eligible, key=_urgency)
+        waiting = [(self._rank(candidate), _urgency(candidate), candidate) for candidate in eligible]
+        heapq.heapify(waiting)
         while waiting:
-            candidate = min(waiting, key=self._rank) if self._left() else waiting[0]
-            waiting.remove(candidate)
-            verdict = self._refusal(candidate) or self._start(candidate)
-            verdicts[candidate.key] = verdict
+            rank, urgency, candidate = heapq.heappop(waiting)
+            # Ranks only grow while places are given away: one that is out of date is put back, and meets its equals.
+            if self._left() > 0 and rank != (present := self._rank(candidate)):
+                heapq.heappush(waiting, (present, urgency, candidate))
+                continue
+            verdicts[candidate.key] = self._refusal(candidate) or self._start(candidate)
         return verdicts
 
     def _left(self) -> int:

@@ -89,7 +89,7 @@ class PodClient:
 
         Raises RefusedError, or PodError when it is not known what happened.
         """
-        body = msgspec.json.encode({"request_id": request_id, "reason": reason})
+        body = msgspec.json.encode(api.ReforkCommand(request_id=request_id, reason=reason))
         status, headers, answer = await self._exchange("POST", endpoint, _REFORK_PATH, body=body)
         if status == 202:  # noqa: PLR2004 - Accepted
             try:
@@ -101,7 +101,7 @@ class PodClient:
         after = headers.get("Retry-After", "")
         raise RefusedError(status, _sentence(answer), retry_after=float(after) if after.isdigit() else 0.0)
 
-    async def operation(self, endpoint: Endpoint, operation: str) -> api.RolloutStatus | None:
+    async def operation(self, endpoint: Endpoint, operation: str) -> api.OperationStatus | None:
         """Ask how a refork goes; None when the server knows of none (it is another server). Raises PodError."""
         status, _, body = await self._exchange("GET", endpoint, _OPERATIONS_PATH + operation)
         if status == 404:  # noqa: PLR2004 - Not Found

@@ -101,7 +101,7 @@ class Reforks:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _BUSY_SECONDS)
 
-    async def _follow(self, pod: Callable[[], Pod | None], operation: str) -> api.RolloutStatus | Result:
+    async def _follow(self, pod: Callable[[], Pod | None], operation: str) -> api.OperationStatus | Result:
         """Ask how it goes until it has ended."""
         deadline = time.monotonic() + self._patience
         heard = time.monotonic()

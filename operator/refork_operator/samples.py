@@ -16,7 +16,7 @@ _LARGEST = 1 << 56
 """No machine has so much memory: whoever says so is not believed."""
 
 _DECODER = msgspec.json.Decoder(api.Status)
-_OPERATION = msgspec.json.Decoder(api.RolloutStatus)
+_OPERATION = msgspec.json.Decoder(api.OperationStatus)
 
 
 class NonsenseError(ValueError):
@@ -61,7 +61,7 @@ def read(body: bytes, *, at: float, limit: int | None) -> Observation:
     return _observation(status, at=at, limit=limit)
 
 
-def read_operation(body: bytes) -> api.RolloutStatus:
+def read_operation(body: bytes) -> api.OperationStatus:
     """Read an answer to ``GET /v1/operations/ID``. Raises NonsenseError."""
     try:
         return _OPERATION.decode(body)

@@ -42,7 +42,7 @@ class FakePod:
     commands: list[dict[str, Any]] = field(default_factory=list)
     command_times: list[float] = field(default_factory=list)
     polls: list[float] = field(default_factory=list)
-    operations: dict[str, api.RolloutStatus] = field(default_factory=dict)
+    operations: dict[str, api.OperationStatus] = field(default_factory=dict)
     by_request: dict[str, str] = field(default_factory=dict)
     ends_at: float = 0.0
     current: str = ""
@@ -77,7 +77,7 @@ class FakePod:
         pss = self.base + sum(self.gained)
         rss = self.base * (len(self.gained) + 1) + sum(self.gained)
         share = self.base // max(1, len(self.gained))
-        last = [operation for operation in self.operations.values() if operation.outcome is not None]
+        last = [_rollout(operation) for operation in self.operations.values() if operation.outcome is not None]
         return api.Status(
             api=api.VERSION,
             version="0.1.0",
@@ -127,9 +127,9 @@ class FakePod:
             return 409, api.Refused(error=self.refusal or "a rollout is under way")
         self.reforks += 1
         name = f"{self.address}-{self.started_at:.0f}-{self.reforks}"
-        self.operations[name] = api.RolloutStatus(
+        self.operations[name] = api.OperationStatus(
             id=name,
-            kind=api.RolloutKind.REFORK,
+            kind=api.OperationKind.REFORK,
             trigger=api.Trigger.COMMAND,
             generation=self.generation + 1,
             phase=api.Phase.SURGE,
@@ -146,6 +146,20 @@ class FakePod:
         return (
             (200, found) if found is not None else (404, api.Refused(error="the server knows no operation of this id"))
         )
+
+
+def _rollout(operation: api.OperationStatus) -> api.RolloutStatus:
+    """Show an operation as the status shows the last rollout."""
+    return api.RolloutStatus(
+        id=operation.id,
+        kind=api.RolloutKind.REFORK,
+        trigger=operation.trigger,
+        generation=operation.generation,
+        phase=operation.phase,
+        started_at=operation.started_at,
+        seconds=operation.seconds,
+        outcome=operation.outcome,
+    )
 
 
 class FakePods:
