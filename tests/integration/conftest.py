@@ -25,6 +25,7 @@ class Serve(Protocol):
         steady: bool = True,
         bind: bool = True,
         traces: bool = False,
+        threaded: bool = False,
         environment: dict[str, str] | None = None,
         **start: Any,
     ) -> Server:
@@ -59,12 +60,13 @@ def serve(tmp_path: Path, new_server: list[Server]) -> Serve:
         steady: bool = True,
         bind: bool = True,
         traces: bool = False,
+        threaded: bool = False,
         environment: dict[str, str] | None = None,
         **start: Any,
     ) -> Server:
         directory = tmp_path / f"server{len(new_server)}"
         directory.mkdir()
-        server = Server(directory, environment=environment or {}, traces=traces)
+        server = Server(directory, environment=environment or {}, traces=traces, threaded=threaded)
         new_server.append(server)
         server.write("app.py", app)
         server.write("gunicorn.conf.py", config)

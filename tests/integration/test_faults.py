@@ -447,6 +447,52 @@ def test_when_the_monitor_is_killed_everything_ends_at_once(serve: Serve, when: 
     assert server.port_is_free()
 
 
+# --- the fork itself --------------------------------------------------------------------------------------------------
+
+FAILING_FORK = """
+import os, signal
+
+fork = os.fork
+mold = 0
+
+def failing():
+    "Fork, unless a test wants it to fail: in the mold, or in the process between mold and worker."
+    where = "mold" if os.getpid() == mold else "intermediate"
+    if os.path.exists(f"refuse.{where}"):
+        raise OSError(11, "Resource temporarily unavailable")
+    if where == "intermediate" and os.path.exists("kill.intermediate"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return fork()
+
+def before_worker_fork(the_mold):
+    global mold
+    mold = the_mold.pid
+    os.fork = failing
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("refuse.mold", "Resource temporarily unavailable"),
+        ("refuse.intermediate", "fork: Resource temporarily unavailable"),
+        ("kill.intermediate", "fork: the intermediate was killed"),
+    ],
+)
+def test_a_fork_that_fails_is_tried_again(serve: Serve, fault: str, reason: str) -> None:
+    """A refork fails with the reason, the slot is filled once it can be; a mold that fails too often is replaced."""
+    server = serve(config=FAILING_FORK, traces=True)
+    before = server.status()
+    server.write(fault, "")
+    assert reason in server.fail(server.refork())
+    os.kill(before.workers[0].pid, signal.SIGKILL)
+    server.wait_log(rf"worker\[0\] gen=0 could not be forked: .*{reason}", times=2)
+    assert server.get().pid == before.workers[1].pid
+    (server.directory / fault).unlink()
+    after = server.wait_steady(workers=2)
+    assert before.workers[1].pid in {worker.pid for worker in after.workers}
+
+
 # --- what cannot be booted --------------------------------------------------------------------------------------------
 
 

@@ -456,3 +456,24 @@ def test_gevent_is_served_and_a_refork_of_it_fails_no_request(serve: Serve) -> N
         server.wait_steady(generation=0)
     else:
         server.wait_steady(generation=1)
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+THREADED = (
+    WSGI
+    + """
+thread = threading.Thread(target=threading.Event().wait, name="importer", daemon=True)
+thread.start()
+"""
+)
+
+
+def test_a_thread_started_at_import_stays_in_the_first_mold_and_is_named_in_the_log(serve: Serve) -> None:
+    """No fork carries it, as with gunicorn's preload; a promoted worker never had it, so reforks succeed."""
+    server = serve(app=THREADED, threaded=True)
+    server.wait_log(r"\[WARNING\] mold gen=0 is forked from although thread 'importer'")
+    for _ in range(2):
+        assert server.get("/eval/thread.is_alive()").body == b"False"
+        server.succeed(server.refork())
+    assert "gen=1 is forked from although" not in server.log()

@@ -222,7 +222,7 @@ def test_logs_are_reopened_by_usr1_in_all_processes(serve: Serve, kind: str, app
 def test_what_the_application_prints_comes_out_once(serve: Serve) -> None:
     """Not once more for each worker that is forked while it waits in a buffer."""
     app = WSGI + "\nprint('printed at import')\n"
-    server = serve(app=app, workers=3)
+    server = serve(app=app, workers=3, environment={"PYTHONUNBUFFERED": ""})
     server.get("/eval/print('printed in a worker')")
     for _ in range(2):
         server.succeed(server.refork())
