@@ -18,7 +18,7 @@ from refork.decide import Metric, Reason, Threshold
 from refork.settings import parse_amount
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping
 
     from refork.population import Rollout
     from refork.sampler import Sampler
@@ -93,6 +93,17 @@ class Before:
             if pid in self.workers and track.gained is not None:
                 self.gained[pid] = track.gained
 
+    def catch_up(self, sampler: Sampler) -> None:
+        """Take down what old workers are seen to have gained, now that pages are shared with new ones.
+
+        Looks may come late on a busy machine. What a worker has gained is its own, whoever else there is.
+        """
+        for pid in self.workers & self.pss.keys():
+            gained = sampler.track(pid).gained
+            if gained is not None:
+                self.pss[pid] += gained - self.gained.get(pid, 0)
+                self.gained[pid] = gained
+
     @property
     def promised(self) -> int:
         """What a refork was predicted to win."""
@@ -100,9 +111,9 @@ class Before:
 
 
 class Automatic:
-    """Decides for one server; ``workers`` names the pids of those that serve."""
+    """Decides for one server; ``workers`` names those that serve: their numbers and their pids."""
 
-    def __init__(self, wish: Wish, sampler: Sampler, workers: Callable[[], Sequence[int]], *, log: Any) -> None:
+    def __init__(self, wish: Wish, sampler: Sampler, workers: Callable[[], Mapping[int, int]], *, log: Any) -> None:
         self._wish = wish
         self._sampler = sampler
         self._workers = workers
@@ -124,7 +135,7 @@ class Automatic:
 
     def gain(self) -> api.Gain:
         """Tell what a refork would win now, and what the last one did."""
-        return api.Gain(predicted=self._predicted(self._workers()), realised=self.realised, promised=self.promised)
+        return api.Gain(predicted=self._predicted(), realised=self.realised, promised=self.promised)
 
     def advanced(self, rollout: Rollout) -> None:
         """Take note of a step that a rollout has come to; a trial changes nothing."""
@@ -132,13 +143,17 @@ class Automatic:
             return
         if rollout.phase in _FIRST:
             self._ended = None
-            self._before = Before(frozenset(self._sampler.pids()), frozenset(self._workers()))
+            workers = self._workers()
+            self._before = Before(frozenset(self._sampler.pids()), frozenset(workers.values()))
             if rollout.kind is RolloutKind.REFORK:
-                self._sampler.need_all()
-        elif rollout.phase not in _BEFORE or self._before is None:
-            return
+                self._sampler.need_all(first=workers.get(-1 if rollout.promoted is None else rollout.promoted))
         before = self._before
-        before.note(self._sampler)
+        if before is None or rollout.phase not in _FIRST | _BEFORE | {Phase.ROLLING}:
+            return
+        if rollout.phase is Phase.ROLLING:
+            before.catch_up(self._sampler)
+        else:
+            before.note(self._sampler)
         promised = before.promised if rollout.kind is RolloutKind.REFORK else 0
         self._history = decide.begun(self._history, at=rollout.started, promised=promised)
 
@@ -168,8 +183,9 @@ class Automatic:
         self._before = None
         self._history = decide.judged(self._history, realised=realised, policy=self._policy())
 
-    def _predicted(self, workers: Sequence[int]) -> int:
-        return decide.predicted_gain([gained for pid in workers if (gained := self._gained(pid)) is not None])
+    def _predicted(self) -> int:
+        known = (self._gained(pid) for pid in self._workers().values())
+        return decide.predicted_gain([gained for gained in known if gained is not None])
 
     def _gained(self, pid: int) -> int | None:
         return self._sampler.track(pid).gained
@@ -210,4 +226,4 @@ class Automatic:
         return None if self._sampler.cgroup is None else self._sampler.cgroup.limit
 
     def _sample(self) -> decide.Sample:
-        return decide.Sample(at=self._sampler.oldest(), gain=self._predicted(self._workers()), limit=self._limit)
+        return decide.Sample(at=self._sampler.oldest(), gain=self._predicted(), limit=self._limit)

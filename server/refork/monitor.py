@@ -767,11 +767,11 @@ class Monitor:
 
     # --- small verbs --------------------------------------------------------------------------------------------------
 
-    def _serving(self) -> list[int]:
-        """Name the pids of workers that are ready."""
+    def _serving(self) -> dict[int, int]:
+        """Name the workers that are ready, with their pids."""
         known = self.generations.workers
         workers = self.children.workers.values()
-        return [w.pid for w in workers if w.id in known and known[w.id].stage is Stage.READY]
+        return {w.id: w.pid for w in workers if w.id in known and known[w.id].stage is Stage.READY}
 
     def _requests(self) -> dict[int, int]:
         return {worker.id: worker.cells[Cell.REQUESTS] for worker in self.children.workers.values()}

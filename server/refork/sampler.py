@@ -111,8 +111,10 @@ class Sampler:
         self._pace.need(pid)
         self._wake.set()
 
-    def need_all(self) -> None:
-        """Look at everything at once: what is known is not true any more."""
+    def need_all(self, *, first: int | None = None) -> None:
+        """Look at everything at once, because what is known is not true any more; ``first`` will not be what it is."""
+        if first is not None:
+            self._pace.need(first)
         for pid in self.pids():
             self._pace.need(pid)
         self._wake.set()

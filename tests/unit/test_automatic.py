@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ class Machine:
         memories = [self.track(pid).memory for pid in pids]
         return sum(memory.pss for memory in memories if memory is not None)
 
-    def need_all(self) -> None:
+    def need_all(self, *, first: int | None = None) -> None:
         self.needed += 1
 
     def seen_since(self, then: float, pids: object) -> bool:
@@ -81,9 +82,9 @@ class Server:
         if limit is not None:
             self.machine.cgroup = api.Cgroup(version=2, usage=0, working_set=0, limit=limit, oom_kills=0)
         self.workers = [10, 11, 12]
-        self.automatic = Automatic(
-            Wish.of(Configuration(gain)), self.machine, lambda: self.workers, log=logging.getLogger("test")  # type: ignore[arg-type]
-        )  # fmt: skip
+        sampler: Any = self.machine
+        wish = Wish.of(Configuration(gain))
+        self.automatic = Automatic(wish, sampler, lambda: dict(enumerate(self.workers)), log=logging.getLogger("test"))
         self.machine.show(MONITOR, private=30 * MIB, worker=False)
         self.machine.show(MOLD, private=50 * MIB, worker=False)
         self.erode(0)
@@ -230,6 +231,20 @@ def test_what_is_no_refork_proves_nothing(kind: RolloutKind) -> None:
     assert status is not None
     assert status.unpaid == 0
     assert server.automatic.gain().promised is None
+
+
+def test_a_look_that_comes_late_counts_as_long_as_the_worker_is_there() -> None:
+    """On a busy machine the new generation may have begun before every old worker was looked at."""
+    server = Server()
+    server.automatic.advanced(replace(ROLLOUT, phase=Phase.SURGE))
+    server.automatic.advanced(replace(ROLLOUT, phase=Phase.CANARY))
+    server.erode(15 * MIB)
+    server.automatic.advanced(replace(ROLLOUT, phase=Phase.ROLLING))
+    server.machine.forget(*server.workers[1:])
+    server.automatic.finished(replace(ROLLOUT, outcome=Outcome.SUCCEEDED))
+    server.automatic.looked()
+    assert server.automatic.gain().promised == 30 * MIB
+    assert server.automatic.gain().realised == 2 * 16 * MIB
 
 
 def test_the_spare_worker_is_no_part_of_what_was_won() -> None:
