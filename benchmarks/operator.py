@@ -171,14 +171,14 @@ def quiet(cluster: Cluster) -> dict[str, float]:
 
 def delays(cluster: Cluster, cause: Callable[[str, FakePod], None], *, seconds: float) -> list[float]:
     """Give some pods a cause at random moments; return how long each took to be commanded."""
-    chosen = random.Random(7).sample(sorted(cluster.names), SAMPLES)
+    idle = [name for name, pod in sorted(cluster.names.items()) if not pod.reforks]
+    chosen = random.Random(7).sample(idle, SAMPLES)
     caused = {}
     for name in chosen:
         caused[name] = time.time()
         cause(name, cluster.names[name])
         time.sleep(random.Random(name).uniform(0.1, 0.6))
-    before = {name: at for name, at in caused.items()}
-    cluster.wait(lambda: all(_after(cluster.names[name], at) for name, at in before.items()), seconds=seconds + 20)
+    cluster.wait(lambda: all(_after(cluster.names[name], at) for name, at in caused.items()), seconds=seconds + 20)
     return [_after(cluster.names[name], at) - at for name, at in caused.items()]
 
 
