@@ -75,9 +75,9 @@ class Mold:
                 self.log.exception("the hook after_mold_fork failed")
                 self.channel.send(wire.Failed(wire.clip(f"the hook after_mold_fork failed: {describe(error)}")))
                 os._exit(1)
+            quiescers.remember()
         else:
             promotion.settle_loaded(self.lineage, own=self.channel.fileno(), generation=self.generation)
-        quiescers.remember()
         report = self._seal()
         self.channel.send(
             wire.MoldReady(

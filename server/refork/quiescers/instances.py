@@ -19,17 +19,16 @@ _found: dict[str, list[weakref.ref[Any]]] = {}
 
 def look_for(names: Iterable[str]) -> None:
     """Look for objects of the classes ``MODULE:CLASS`` that are loaded, and of their subclasses."""
-    wanted = {name: loaded for name in names if (loaded := _class(name)) is not None}
+    wanted: dict[type, str] = {}
+    for name in names:
+        loaded = _class(name)
+        if loaded is not None:
+            wanted |= dict.fromkeys(_with_subclasses(loaded), name)
     if not wanted:
         return
-    kinds: dict[type, tuple[str, ...]] = {}
-    for thing in gc.get_objects():
-        kind = type(thing)
-        matches = kinds.get(kind)
-        if matches is None:
-            matches = kinds[kind] = tuple(name for name, cls in wanted.items() if cls in kind.__mro__)
-        for name in matches:
-            _remember(name, thing)
+    # There may be millions of objects: one look at each, and it is a short one.
+    for thing in [thing for thing in gc.get_objects() if type(thing) in wanted]:
+        _remember(wanted[type(thing)], thing)
 
 
 def known(names: Iterable[str]) -> list[Any]:
@@ -42,6 +41,14 @@ def _class(name: str) -> type | None:
     module, _, attribute = name.partition(":")
     found = getattr(sys.modules.get(module), attribute, None)
     return found if isinstance(found, type) else None
+
+
+def _with_subclasses(cls: type) -> set[type]:
+    found = {cls}
+    subclasses: list[type] = cls.__subclasses__()
+    for subclass in subclasses:
+        found |= _with_subclasses(subclass)
+    return found
 
 
 def _remember(name: str, thing: Any) -> None:

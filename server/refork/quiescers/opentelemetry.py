@@ -1,7 +1,7 @@
 """OpenTelemetry: export what is waiting, end the threads of batch processors and metric readers, restart them.
 
-The SDK starts its threads in each forked process by itself, also in the one between mold and worker that only forks
-once more. So while they rest, what the threads would run does nothing.
+The SDK starts its threads in each forked process by itself, before anybody else has a say there. So while they rest,
+what the threads would run does nothing.
 """
 
 from __future__ import annotations
