@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from schemathesis import Case
 
 TOKEN = "t" * 40
-EXAMPLES = 250
+EXAMPLES = 150
 RAW_REQUESTS = 3000
 FEW = 3
 
