@@ -574,7 +574,7 @@ def test_with_mutual_tls_and_tokens_a_client_needs_both(pki: Pki) -> None:
 
 def test_clients_that_hang_in_the_handshake_cost_others_nothing(pki: Pki) -> None:
     """They have seats and a deadline like all others; the unix socket has seats of its own."""
-    server = pki.launch("--token-file", str(write_tokens(pki.directory / "tokens", CURRENT)), "--deadline", "1.0")
+    server = pki.launch("--token-file", str(write_tokens(pki.directory / "tokens", CURRENT)), "--deadline", "3.0")
     host, port = server.tcp.split(":")
     hanging = [socket.create_connection((host, int(port)), timeout=PATIENCE) for _ in range(3 * endpoint.SEATS)]
     try:
