@@ -465,9 +465,20 @@ must_be_looked_into(Walk *walk, PyObject *op, PyTypeObject *type)
     return type == &PyCode_Type || is_ndarray(walk, type);
 }
 
+/* A string keeps its hash from the first time that somebody asks for it: to use
+ * it as a key, or in a set, is to write to it. Asking now makes that a read. */
+static inline void
+settle_hash(PyObject *op, PyTypeObject *type)
+{
+    if (type == &PyUnicode_Type || type == &PyBytes_Type) {
+        (void)PyObject_Hash(op);
+    }
+}
+
 static void
 seal_object(Walk *walk, PyObject *op, PyTypeObject *type)
 {
+    settle_hash(op, type);
     set_mark(op);
     walk->objects++;
     walk->bytes += size_of(op, type);

@@ -121,6 +121,25 @@ def test_reading_a_sealed_cache_in_forked_workers_costs_next_to_nothing() -> Non
     assert max(sealed) <= 0.05 * min(unsealed)
 
 
+@can_seal
+def test_using_sealed_strings_as_keys_does_not_copy_them() -> None:
+    """A string keeps the hash that it is asked for first, so it is asked for before the fork."""
+
+    def cost(prepare: Callable[[], object]) -> int:
+        texts: list[str | bytes] = [f"text {number}" for number in range(200_000)]
+        texts += [f"octets {number}".encode() for number in range(200_000)]
+        prepare()
+
+        def worker() -> int:
+            before = private_dirty()
+            total = sum(hash(text) for text in texts)
+            return private_dirty() - before if total else 0
+
+        return in_child(worker)
+
+    assert in_child(lambda: cost(heap.seal)) <= 0.05 * in_child(lambda: cost(lambda: None))
+
+
 def blocks_between_holes() -> list[bytes]:
     """Return blocks of nearly a page, each with a smaller one before it that is free again, too large for pymalloc."""
     pairs = [(bytes(600), bytes(4000)) for _ in range(1000)]
