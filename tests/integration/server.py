@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 SOURCES = os.pathsep.join([str(Path(refork.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-PATIENCE = 25.0
+PATIENCE = 40.0
 POLL = 0.02
 
 BRISK = ("--refork-after", "0", "--canary-seconds", "0.1", "--drain-seconds", "0.2", "--graceful-timeout", "5")
