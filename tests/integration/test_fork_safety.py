@@ -47,8 +47,8 @@ def refused(server: Server) -> str:
         (
             "threading.Thread(target=threading.Event().wait, name='meddler', daemon=True).start()",
             (
-                "thread 'meddler' of threading is running: end it in before_promote and start it in after_worker_fork, or "
-                "set fork_safety_allow = ['thread:meddler'] if that does no harm"
+                "thread 'meddler' of threading is running: end it in before_promote and start it in after_worker_fork, "
+                "or set fork_safety_allow = ['thread:meddler'] if that does no harm"
             ),
         ),
         ("import select; kept.append(select.epoll())", "an eventpoll descriptor is open (fd "),

@@ -158,7 +158,7 @@ def test_the_defaults_are_what_the_server_works_with() -> None:
         "canary_seconds": 2.0,
         "drain_seconds": 2.0,
         "max_generations": 0,
-        "max_sealed_growth": 1.0,
+        "max_sealed_growth": 0.5,
         "max_worker_age": 0.0,
         "max_worker_memory": "0",
         "seal": True,
