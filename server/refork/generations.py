@@ -643,8 +643,15 @@ class Generations:
 
     def _expire_molds(self) -> None:
         for mold in list(self.molds.values()):
-            if self._now >= mold.deadline:
-                self._kill_mold(mold)
+            if self._now < mold.deadline:
+                continue
+            loading = mold.state is MoldState.LOADING
+            self._kill_mold(mold)
+            if loading and self.rollout is None and self.phase is not Phase.STOPPING:
+                self._failed()
+                if not self._served and not self._any_ready():
+                    seconds = f"{self.policy.spawn_timeout:g} s"
+                    self._give_up(f"the application was not loaded after {seconds}: raise --spawn-timeout", BOOT_ERROR)
 
     # --- small verbs --------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.parse
 from dataclasses import dataclass, field
@@ -291,8 +292,14 @@ class Server:
     def _environment(self) -> dict[str, str]:
         dropped = {"GUNICORN_CMD_ARGS", "REFORK_CONTROL", "LISTEN_FDS", "LISTEN_PID", "WEB_CONCURRENCY"}
         inherited = {name: value for name, value in os.environ.items() if name not in dropped}
-        # The one warning that matters: a process with threads has forked.
-        ours = {"PYTHONPATH": SOURCES, "PYTHONWARNINGS": "always:This process:DeprecationWarning"}
+        ours = {
+            "PYTHONPATH": SOURCES,
+            # The one warning that matters: a process with threads has forked.
+            "PYTHONWARNINGS": "always:This process:DeprecationWarning",
+            # Compiled once for all servers, whatever the environment of the tests says.
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / f"refork-test-bytecode-{os.getuid()}"),
+        }
         return inherited | ours | self.environment
 
     def send(self, number: signal.Signals) -> None:

@@ -35,10 +35,8 @@ if TYPE_CHECKING:
 
     from tests.integration.conftest import Serve
 
-IMPATIENT = ("--spawn-timeout", "1.5", "--graceful-timeout", "1", "--promote-timeout", "2")
+IMPATIENT = ("--spawn-timeout", "4", "--graceful-timeout", "1", "--promote-timeout", "3")
 """Deadlines that a test can wait for, and that a busy machine keeps."""
-
-SPAWN_PATIENCE = ("--spawn-timeout", "20")
 
 
 @contextlib.contextmanager
@@ -524,6 +522,14 @@ def test_an_application_that_cannot_be_loaded_ends_the_server_with_a_sentence(
     assert server.wait() == status
     assert sentence in server.log()
     assert server.port_is_free()
+
+
+def test_an_application_that_never_gets_loaded_ends_the_server_with_a_sentence(serve: Serve) -> None:
+    """It is not tried again for ever."""
+    server = serve("--spawn-timeout", "2", app=WSGI + "\ngate('never')\n", steady=False)
+    server.reached("never")
+    assert server.wait() == 3
+    assert "Shutting down: the application was not loaded after 2 s: raise --spawn-timeout" in server.log()
 
 
 def test_workers_that_cannot_boot_end_the_server_with_a_sentence(serve: Serve) -> None:

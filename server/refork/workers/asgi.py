@@ -33,14 +33,20 @@ class _Protocol(ASGIProtocol):  # type: ignore[misc]
 
     _decided: Any = None
     _closing = False
+    made = False
+    """Whether it is there: with TLS that is only after the handshake."""
+
+    def __init__(self, worker: Any) -> None:
+        super().__init__(worker)
+        worker.connections.add(self)
 
     @property
     def serves_http1(self) -> bool:
         """Whether it is open and neither a WebSocket nor HTTP/2, which have an ending of their own."""
-        return not self._conn_lost_handled and self._websocket is None and self.reader is None
+        return self.made and not self._conn_lost_handled and self._websocket is None and self.reader is None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.worker.connections.add(self)
+        self.made = True
         super().connection_made(transport)
 
     def _will_close(self, request: Any, response_requires_close: bool) -> bool:  # noqa: FBT001 - gunicorn's signature
@@ -117,12 +123,18 @@ class Asgi:
         for server in self.servers:
             server.close()
         self.loop.call_later(self.cfg.drain_seconds, self._close_idle)
-        deadline = self.loop.time() + self.cfg.graceful_timeout
-        while any(connection.serves_http1 for connection in self.connections) and self.loop.time() < deadline:  # noqa: ASYNC110
+        now = self.loop.time()
+        while self._open(handshakes=self.loop.time() < now + self.cfg.drain_seconds):
+            if self.loop.time() >= now + self.cfg.graceful_timeout:
+                break
             await asyncio.sleep(POLL)
         await sections_left(self)
         self.alive = False
         main.cancel()  # the serving loop takes it for the end of its sleep between two heartbeats
+
+    def _open(self, *, handshakes: bool) -> bool:
+        """Whether there is a connection to wait for; one in its handshake may never come to be one."""
+        return any(each.serves_http1 or (handshakes and not each.made) for each in self.connections)
 
     async def _serve(self) -> None:
         self._main = asyncio.current_task()
