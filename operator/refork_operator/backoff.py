@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 
 LONGEST_SECONDS = 300.0
+SOON_SECONDS = 2.0
 MOST_DOUBLINGS = 10
 
 
@@ -27,10 +28,11 @@ def first_due(uid: str, *, now: float, interval: float) -> float:
 def next_due(due: float, *, now: float, interval: float, failures: int) -> float:
     """Tell when a pod is asked next, after ``failures`` answers in a row that were none.
 
-    Ticks that were missed are left out, not made up for.
+    The first failure may be an accident, and is looked into soon. Ticks that were missed are left out, not made up for.
     """
-    step = (
-        interval if not failures else max(interval, min(interval * 2 ** min(failures, MOST_DOUBLINGS), LONGEST_SECONDS))
-    )
+    if failures == 1:
+        return now + min(interval, SOON_SECONDS)
+    doublings = min(max(0, failures - 2), MOST_DOUBLINGS)
+    step = max(interval, min(interval * 2.0**doublings, LONGEST_SECONDS))
     missed = max(0, int((now - due) // step)) if now > due else 0
     return due + step * (missed + 1)

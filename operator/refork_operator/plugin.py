@@ -294,7 +294,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    named = {"type": _target, "default": Target(), "metavar": "KIND/NAME", "help": "like deploy/web or pod/web-0"}
+    named: dict[str, Any] = {"type": _target, "default": Target(), "metavar": "KIND/NAME"}
+    named["help"] = "like deploy/web or pod/web-0"
     command = commands.add_parser("status", parents=[shared], help="policies, or the pods of one workload or policy")
     command.add_argument("target", nargs="?", **named)
     command.set_defaults(act=status)

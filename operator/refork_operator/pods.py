@@ -63,6 +63,11 @@ class Pod:
         """Namespace and name."""
         return self.namespace, self.name
 
+    @property
+    def label(self) -> str:
+        """The name in logs."""
+        return f"{self.namespace}/{self.name}"
+
     def port(self, wanted: str | int) -> int | None:
         """Find the number of a port that is given by number or by name."""
         if isinstance(wanted, int):

@@ -51,6 +51,7 @@ class Watcher:
         while True:
             try:
                 await self._list_policies()
+                await self._list_owners()
                 await self._list_pods()
             except ClusterError as error:
                 if str(error) != said:
@@ -78,6 +79,12 @@ class Watcher:
         for namespace in self._settings.namespaces or (None,):
             async for raw in self._cluster.items(paths.collection(PLURAL, namespace=namespace)):
                 self._engine.put_policy(raw)
+
+    async def _list_owners(self) -> None:
+        for kind, resource in WATCHED_KINDS.items():
+            for namespace in self._settings.namespaces or (None,):
+                async for raw in self._cluster.items(paths.collection(resource, namespace=namespace)):
+                    self._engine.put_owner(raw, kind=kind)
 
     async def _list_pods(self) -> None:
         query = {"labelSelector": self._settings.pod_selector} if self._settings.pod_selector else {}
