@@ -5,7 +5,7 @@ The products are built at import, so that ``--preload`` has its fair chance, or 
 
 import os
 import random
-from typing import Any
+from dataclasses import dataclass
 
 import django
 from django.conf import settings
@@ -25,22 +25,34 @@ settings.configure(
 )
 django.setup()
 
-_products: list[dict[str, Any]] = []
+@dataclass(slots=True)
+class Product:
+    """A row of the catalogue, as it is kept in memory."""
+
+    id: int
+    sku: str
+    name: str
+    price: float
+    tags: tuple[str, ...]
+    stock: tuple[int, int]
 
 
-def product(number: int) -> dict[str, Any]:
+_products: list[Product] = []
+
+
+def product(number: int) -> Product:
     """One product, with as many small objects in it as a row with relations has."""
-    return {
-        "id": number,
-        "sku": f"SKU-{number:08d}",
-        "name": f"Product number {number}",
-        "price": number % 9973 / 100,
-        "tags": [f"tag-{number % size}" for size in (7, 77, 777)],
-        "stock": {"north": number % 389, "south": number % 401},
-    }
+    return Product(
+        id=number,
+        sku=f"SKU-{number:08d}",
+        name=f"Product number {number}",
+        price=number % 9973 / 100,
+        tags=tuple(f"tag-{number % size}" for size in (7, 77, 777)),
+        stock=(number % 389, number % 401),
+    )
 
 
-def products() -> list[dict[str, Any]]:
+def products() -> list[Product]:
     """The cache, filled when first wanted."""
     if not _products:
         _products.extend(map(product, range(PRODUCTS)))
@@ -54,15 +66,14 @@ def signed(response: HttpResponse) -> HttpResponse:
 
 
 def shelf(request: HttpRequest) -> HttpResponse:
-    """Every thousandth product from a place that the client, or chance, chooses."""
+    """List a shelf, every thousandth product, that the client or chance chooses."""
     first = int(request.GET.get("shelf", random.randrange(SHELVES)))
     found = products()[first::SHELVES]
     answer = {
         "shelf": first,
-        "products": len(found),
-        "names": [each["name"] for each in found[:20]],
-        "value": round(sum(each["price"] * sum(each["stock"].values()) for each in found), 2),
-        "tags": len({tag for each in found for tag in each["tags"]}),
+        "products": [{"id": each.id, "sku": each.sku, "name": each.name, "price": each.price} for each in found],
+        "value": round(sum(each.price * sum(each.stock) for each in found), 2),
+        "tags": len({tag for each in found for tag in each.tags}),
     }
     return signed(JsonResponse(answer))
 
