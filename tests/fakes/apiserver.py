@@ -18,15 +18,17 @@ import ssl
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trustme
 from aiohttp import web
 
 from tests.fakes import schema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Object = dict[str, Any]
 ADMIN = "admin-token"
@@ -97,7 +99,7 @@ class Faults:
     seconds: float = 0.0
     status: int = 0
     times: int = 0
-    only: Callable[[str, str], bool] = lambda verb, resource: True  # noqa: E731
+    only: Callable[[str, str], bool] = lambda verb, resource: True
 
 
 @dataclass
@@ -140,7 +142,8 @@ class ApiServer:
         return self
 
     def stop(self) -> None:
-        self._call(lambda: self._stop.set())  # type: ignore[union-attr]
+        assert self._stop is not None
+        self._loop.call_soon_threadsafe(self._stop.set)
         assert self._thread is not None
         self._thread.join(10)
 
@@ -333,7 +336,7 @@ class ApiServer:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.authority.issue_cert("127.0.0.1").configure_cert(tls)
         await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
-        self.url = "https://127.0.0.1:{}".format(runner.addresses[0][1])
+        self.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
         self._started.set()
         await self._stop.wait()
         for queue in self._watches:
@@ -373,7 +376,7 @@ class ApiServer:
             if not watching or status != 200:
                 self.requests.append(Request(time.monotonic(), verb, resource, request.path, who.name, status, body))
 
-    def _act(
+    def _act(  # noqa: PLR0917 - the parts of an address
         self, request: web.Request, kind: Kind, namespace: str | None, name: str | None, subresource: str, body: Any
     ) -> web.Response:
         stored = self.objects[kind.plural]
@@ -475,7 +478,8 @@ class ApiServer:
             groups, resources, verbs = rule["apiGroups"], rule["resources"], rule["verbs"]
             if kind.group in groups and resource in resources and verb in verbs:
                 return
-        message = f'{resource} is forbidden: User "{who.name}" cannot {verb} resource "{resource}" in API group "{kind.group}"'
+        what = f'resource "{resource}" in API group "{kind.group}"'
+        message = f'{resource} is forbidden: User "{who.name}" cannot {verb} {what}'
         raise _Status(403, "Forbidden", message)
 
     async def _maybe_misbehave(self, verb: str, resource: str) -> None:

@@ -1,7 +1,7 @@
 """Pods that answer like refork servers: many of them behind one port, each on a loopback address of its own.
 
-Memory is whatever a test says it is; a refork takes a moment and leaves one copy of what the workers gained. A pod can be
-told to be slow, huge, absurd, or silent. What it was commanded is written down.
+Memory is whatever a test says it is; a refork takes a moment and leaves one copy of what the workers gained. A pod can
+be told to be slow, huge, absurd, or silent. What it was commanded is written down.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from aiohttp import web
 
 from refork import api, decide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MIB = 1 << 20
 

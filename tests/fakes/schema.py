@@ -62,9 +62,9 @@ def _faults(value: Any, schema: Schema, *, path: str) -> Any:
             yield f"{path}: {value!r} does not match {schema['pattern']}"
         if len(value) > schema.get("maxLength", 1 << 30) or len(value) < schema.get("minLength", 0):
             yield f"{path}: has a wrong length"
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value < schema.get("minimum", value) or value > schema.get("maximum", value):
-            yield f"{path}: {value} is out of range"
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if number and not schema.get("minimum", value) <= value <= schema.get("maximum", value):
+        yield f"{path}: {value} is out of range"
     if isinstance(value, dict):
         for name in schema.get("required") or ():
             if name not in value:

@@ -10,9 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -20,6 +19,9 @@ import yaml
 
 from tests.fakes.apiserver import Account, ApiServer
 from tests.fakes.pods import FakePod, FakePods
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
 CRD = ROOT / "helm/refork/files/reforkpolicy-crd.yaml"
@@ -77,9 +79,9 @@ class Process:
         """Read one sample of its metrics; 0 if there is none."""
         for line in httpx.get(self.url + "/metrics").text.splitlines():
             found = re.fullmatch(r"([a-z_]+)(?:\{(.*)\})? (\S+)", line)
-            if found and found[1] == name:
-                if all(f'{key}="{value}"' in (found[2] or "") for key, value in labels.items()):
-                    return float(found[3])
+            wanted = [f'{key}="{value}"' for key, value in labels.items()]
+            if found and found[1] == name and all(label in (found[2] or "") for label in wanted):
+                return float(found[3])
         return 0.0
 
     def kill(self) -> None:

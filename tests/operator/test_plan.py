@@ -1,10 +1,11 @@
-"""The plan: whose turn it is. Rules one by one, properties over random fleets, and a simulated day of a thousand pods."""
+"""The plan, whose turn it is: rules one by one, properties over random fleets, and a day of a thousand pods."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -151,7 +152,7 @@ budgets = st.one_of(
     paused=st.booleans(),
 )
 def test_no_fleet_makes_the_plan_break_its_rules(
-    fleet: list[Candidate], budget: Budget, enforce: bool, paused: bool
+    *, fleet: list[Candidate], budget: Budget, enforce: bool, paused: bool
 ) -> None:
     """The budget holds, one of several replicas stays, nobody goes who cannot, and everybody gets a reason."""
     rules = Rules(budget=budget, enforce=enforce, paused=paused)
@@ -263,7 +264,7 @@ def test_a_thousand_pods_live_for_a_day_within_their_budget() -> None:
         assert max(Counter(server.app for server in busy).values(), default=0) < 10
     assert most > 10
     for server in fleet:
-        assert all(later - earlier >= pays.cooldown for earlier, later in zip(server.reforks, server.reforks[1:]))
+        assert all(later - earlier >= pays.cooldown for earlier, later in pairwise(server.reforks))
         assert server.pays or len(server.reforks) <= 3
     paying = [server for server in fleet if server.pays]
     with_reforks = sum(server.pss for server in paying)

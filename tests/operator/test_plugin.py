@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -32,8 +32,6 @@ def plugged(box: Box, monkeypatch: pytest.MonkeyPatch) -> Box:
 
 def refork(box: Box, *words: str, check: bool = True) -> str:
     """Run ``kubectl refork`` (plugins come before kubectl's own flags, so the kubeconfig is in the environment)."""
-    import subprocess
-
     done = subprocess.run(["kubectl", "refork", *words], capture_output=True, text=True, timeout=60, check=False)
     assert not check or done.returncode == 0, done.stderr
     return done.stdout + ("" if check else done.stderr)
@@ -78,6 +76,6 @@ def test_what_kubectl_says_is_passed_on(plugged: Box) -> None:
     assert 'deployments "none" not found' in refork(plugged, "now", "deploy/none", check=False).replace(".apps", "")
 
 
-def test_help_teaches_by_example() -> None:
+def test_help_teaches_by_example(plugged: Box) -> None:
     """Each command is shown with a use."""
-    assert "kubectl refork now deploy/web --wait" in Path(ROOT / "operator/refork_operator/plugin.py").read_text()
+    assert "kubectl refork now deploy/web --wait" in refork(plugged, "--help")

@@ -9,15 +9,17 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.operator.conftest import ROOT, Box, until
 from tests.operator.test_process import MIB, now
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 TOKEN = "t" * 40
 APP = '''
@@ -115,8 +117,13 @@ def show(box: Box, real: list[Real]) -> None:
 
 def grow(server: Real) -> None:
     """Ask until each worker has filled its cache."""
-    until(lambda: [server.get("/grow", port=server.http) for _ in range(9)] and server.status["gain"]["predicted"] > 40 * MIB,
-          what="memory gained by the workers", seconds=60)  # fmt: skip
+
+    def grown() -> bool:
+        for _ in range(9):
+            server.get("/grow", port=server.http)
+        return bool(server.status["gain"]["predicted"] > 40 * MIB)
+
+    until(grown, what="memory gained by the workers", seconds=60)
 
 
 def test_real_servers_are_reforked_one_after_the_other(box: Box, servers: list[Real]) -> None:
