@@ -296,6 +296,13 @@ class Engine:
         watched = self._watched.get(key)
         if watched is None:
             return None
+        try:
+            return await self._ask_watched(watched)
+        except Exception as error:  # noqa: BLE001 - whatever one pod does, it is asked again, and so are the others
+            self._log.error("unexpected", pod=watched.pod.label, error=repr(error))
+            return time.time() + backoff.LONGEST_SECONDS
+
+    async def _ask_watched(self, watched: Watched) -> float:
         pod, started = watched.pod, time.monotonic()
         try:
             endpoint = await self._endpoint(pod)
@@ -328,7 +335,8 @@ class Engine:
         if watched.troubled and not before:
             self._mark_urgent(watched.pod)
             self._log.warning("pod does not answer", pod=watched.pod.label, error=error)
-            self._events.warning(about_pod(watched.pod), str(error.trouble), error.message)
+            # The pod's own words stay out of events: by changing them it could make as many as it likes.
+            self._events.warning(about_pod(watched.pod), str(error.trouble), "the pod does not answer as it should")
             self._tasks.spawn(self._look_whether_gone(watched.pod))
 
     async def _look_whether_gone(self, pod: Pod) -> None:
@@ -408,7 +416,10 @@ class Engine:
             self._dirty |= {w.pod.workload for w in self._watched.values() if self._waits(w)}
             groups, self._dirty = self._dirty, set()
             for group in groups:
-                self._plan(group)
+                try:
+                    self._plan(group)
+                except Exception as error:  # noqa: BLE001 - one policy must not cost the others theirs
+                    self._log.error("not planned", group=group, error=repr(error))
             self._inbox.settle()
 
     def _waits(self, watched: Watched) -> bool:

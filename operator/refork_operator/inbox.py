@@ -16,6 +16,7 @@ from refork_operator import requests
 from refork_operator import state as states
 from refork_operator.events import about_owner, about_pod
 from refork_operator.names import HANDLED_AT, OUTCOME, STATE, WATCHED_KINDS
+from refork_operator.quantity import parse_instant
 from refork_operator.reforks import Outcome
 
 if TYPE_CHECKING:
@@ -83,13 +84,14 @@ class Inbox:
     def of_pod(self, pod: Pod) -> str | None:
         """Return the request that a pod's own annotation makes.
 
-        As long as its workload was not seen, nobody knows whether the value comes from its template.
+        As long as its workload was not seen, nobody knows whether the value comes from its template; an instant would be
+        older than the pod, and tells by itself.
         """
         owner = self._store.owners.get(pod.workload)
-        if owner is None and pod.workload.kind in WATCHED_KINDS:
-            return None
         template = owner.template_request if owner is not None else None
         value = requests.pending(pod.annotations, created=pod.created, template_request=template)
+        if owner is None and pod.workload.kind in WATCHED_KINDS and parse_instant(value) is None:
+            return None
         watched = self._watched.get(pod.key)
         return None if watched is not None and watched.answered_request == value else value
 

@@ -30,6 +30,15 @@ DEFAULT_PORT = "refork-control"
 WATCHED_KINDS = {"Deployment": "deployments", "StatefulSet": "statefulsets", "DaemonSet": "daemonsets"}
 
 
+LONGEST_SENTENCE = 200
+
+
+def sentence(text: str) -> str:
+    """Take a sentence from somebody who is not trusted: one line, no control characters, not too long."""
+    line = " ".join(text[: 4 * LONGEST_SENTENCE].split())
+    return "".join(letter if letter.isprintable() else "?" for letter in line)[:LONGEST_SENTENCE]
+
+
 class Hold(StrEnum):
     """Why a pod is not reforked now although somebody or something wants it; beside ``refork.decide.Reason``."""
 

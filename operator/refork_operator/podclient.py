@@ -16,7 +16,7 @@ import msgspec
 
 from refork import api
 from refork_operator import samples
-from refork_operator.names import Trouble
+from refork_operator.names import Trouble, sentence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _HEADERS = {"User-Agent": "refork-operator", "Accept": "application/json"}
 _STATUS_PATH, _REFORK_PATH, _OPERATIONS_PATH = "/v1/status", "/v1/refork", "/v1/operations/"
 _CHUNK = 64 * 1024
-_LONGEST_SENTENCE = 200
+_FIRST_BYTES = 1000
 
 
 class PodError(Exception):
@@ -82,7 +82,7 @@ class PodClient:
         try:
             return samples.read(body, at=at, limit=limit)
         except samples.NonsenseError as error:
-            raise PodError(Trouble.NONSENSE, str(error)) from error
+            raise PodError(Trouble.NONSENSE, _short(error)) from error
 
     async def refork(self, endpoint: Endpoint, *, request_id: str, reason: str) -> str:
         """Command a refork; return the operation.
@@ -95,7 +95,7 @@ class PodClient:
             try:
                 return msgspec.json.decode(answer, type=api.Accepted).operation
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                raise PodError(Trouble.NONSENSE, str(error)) from error
+                raise PodError(Trouble.NONSENSE, _short(error)) from error
         if status >= 500:  # noqa: PLR2004 - the server's own trouble
             raise PodError(Trouble.HTTP_ERROR, f"{status}: {_sentence(answer)}")
         after = headers.get("Retry-After", "")
@@ -110,7 +110,7 @@ class PodClient:
         try:
             return samples.read_operation(body)
         except samples.NonsenseError as error:
-            raise PodError(Trouble.NONSENSE, str(error)) from error
+            raise PodError(Trouble.NONSENSE, _short(error)) from error
 
     async def _exchange(
         self, method: str, endpoint: Endpoint, path: str, *, body: bytes | None = None
@@ -181,9 +181,9 @@ def _sentence(body: bytes) -> str:
     try:
         text = msgspec.json.decode(body, type=api.Refused).error
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        text = body[:_LONGEST_SENTENCE].decode(errors="replace")
-    return " ".join(text.split())[:_LONGEST_SENTENCE]
+        text = body[:_FIRST_BYTES].decode(errors="replace")
+    return sentence(text)
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:_LONGEST_SENTENCE] or type(error).__name__
+    return sentence(str(error)) or type(error).__name__

@@ -105,9 +105,15 @@ class Publisher:
                 due = written_at.setdefault(key, now) + self._settings.status_interval
                 if key in urgent or now >= due:
                     written_at[key] = now
-                    await self._report(key)
+                    await self._report_safely(key)
             for key in set(written_at) - set(self._store.policies):
                 del written_at[key]
+
+    async def _report_safely(self, key: Key) -> None:
+        try:
+            await self._report(key)
+        except Exception as error:  # noqa: BLE001 - one policy must not cost the others theirs
+            self._log.error("status not made", policy="/".join(key), error=repr(error))
 
     async def _report(self, key: Key) -> None:
         found = self._store.policies.get(key)

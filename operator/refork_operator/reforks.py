@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from refork import api
+from refork_operator.names import sentence
 from refork_operator.podclient import PodError, RefusedError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Reforks:
         if isinstance(rollout, Result):
             return rollout
         if rollout.outcome is not api.Outcome.SUCCEEDED:
-            return Result(Outcome.FAILED, rollout.reason or "the server gave no reason", realised=0)
+            return Result(Outcome.FAILED, sentence(rollout.reason) or "the server gave no reason", realised=0)
         realised = await self._measure(pod, intent, since=time.time())
         return Result(Outcome.SUCCEEDED, f"generation {rollout.generation}", realised=realised)
 

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from refork import api, decide
+from refork_operator.names import sentence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LARGEST = 1 << 56
 """No machine has so much memory: whoever says so is not believed."""
+
+_MOST_GENERATIONS = 1 << 31
+_END_OF_TIME = 1e11
 
 _DECODER = msgspec.json.Decoder(api.Status)
 _OPERATION = msgspec.json.Decoder(api.OperationStatus)
@@ -71,9 +75,8 @@ def read_operation(body: bytes) -> api.OperationStatus:
 
 def _observation(status: api.Status, *, at: float, limit: int | None) -> Observation:
     totals = status.totals or api.Totals(rss=0, pss=0, uss=0, saved=0)
-    if not all(0 <= size < _LARGEST for size in (totals.rss, totals.pss, totals.uss, abs(status.gain.predicted))):
-        raise NonsenseError("the server claims sizes that no server has")
     cgroup, last = status.cgroup, status.last_rollout
+    _believe(status)
     sample = decide.Sample(
         at=at,
         gain=max(status.gain.predicted, 0),
@@ -91,11 +94,25 @@ def _observation(status: api.Status, *, at: float, limit: int | None) -> Observa
         last=last.id if last is not None else "",
         last_outcome=str(last.outcome or "") if last is not None else "",
         saved=totals.saved,
-        busy=status.refusal,
+        busy=sentence(status.refusal),
         realised=status.gain.realised,
         sampled_age=status.sampling.age,
         oom_kills=cgroup.oom_kills if cgroup is not None else 0,
     )
+
+
+def _believe(status: api.Status) -> None:
+    """Refuse figures that no server can have: they would end up in sums, and in the status of a policy."""
+    sizes = [abs(status.gain.predicted), abs(status.gain.realised or 0)]
+    for part in (status.totals, *(worker.memory for worker in status.workers)):
+        sizes += [part.rss, part.pss, part.uss] if part is not None else []
+    sizes += [abs(status.totals.saved)] if status.totals is not None else []
+    if (cgroup := status.cgroup) is not None:
+        sizes += [cgroup.working_set, min(cgroup.limit or 0, _LARGEST - 1), cgroup.oom_kills]
+    if not all(0 <= size < _LARGEST for size in sizes):
+        raise NonsenseError("the server claims sizes that no server has")
+    if not 0 <= status.generation < _MOST_GENERATIONS or not 0 <= status.started_at < _END_OF_TIME:
+        raise NonsenseError("the server claims a generation or a start that no server has")
 
 
 def _workers(workers: Sequence[api.WorkerStatus]) -> tuple[decide.Worker, ...]:

@@ -9,7 +9,7 @@ Annotations can be edited by anybody who may edit the pod: what cannot be read i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -18,6 +18,14 @@ from refork_operator.names import STATE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+Instant = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
+Size = Annotated[int, msgspec.Meta(ge=-(1 << 56), le=1 << 56)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
+Text = Annotated[str, msgspec.Meta(max_length=1000)]
+Name = Annotated[str, msgspec.Meta(max_length=128, pattern="^[A-Za-z0-9._:-]*$")]
+"""What is read back was in reach of others: numbers and texts that cannot be ours are refused."""
 
 
 class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -34,14 +42,14 @@ class Intent(msgspec.Struct, frozen=True, omit_defaults=True):
         workload: the request was made to the pod's workload.
     """
 
-    id: str
-    at: float
-    server: float
-    promised: int
-    pss: int
-    policy: str = ""
-    request: str = ""
-    workload: str = ""
+    id: Name
+    at: Instant
+    server: Instant
+    promised: Size
+    pss: Size
+    policy: Text = ""
+    request: Text = ""
+    workload: Text = ""
 
 
 class PodState(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -58,12 +66,12 @@ class PodState(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     intent: Intent | None = None
-    server: float = 0.0
-    reforked_at: float | None = None
-    realised: int | None = None
-    unpaid: int = 0
-    outcome: str = ""
-    workload_request: str = ""
+    server: Instant = 0.0
+    reforked_at: Instant | None = None
+    realised: Size | None = None
+    unpaid: Count = 0
+    outcome: Text = ""
+    workload_request: Text = ""
 
     def history(self) -> History:
         """Give the decisions what they must remember."""
@@ -73,8 +81,8 @@ class PodState(msgspec.Struct, frozen=True, omit_defaults=True):
 class WorkloadState(msgspec.Struct, frozen=True, omit_defaults=True):
     """All that is remembered of one workload: which request is being carried out, and when it was first seen."""
 
-    request: str = ""
-    seen: float = 0.0
+    request: Text = ""
+    seen: Instant = 0.0
 
 
 def write(state: PodState | WorkloadState) -> str:

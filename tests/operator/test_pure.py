@@ -11,7 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refork_operator import backoff, lease, pods, quantity, recommend, requests, samples, selector, settings, state
+from refork_operator import (
+    backoff,
+    lease,
+    names,
+    pods,
+    quantity,
+    recommend,
+    requests,
+    samples,
+    selector,
+    settings,
+    state,
+)
 from refork_operator.pods import Workload
 from refork_operator.schedule import Schedule, Window, minutes
 from tests.fakes.pods import FakePod
@@ -143,7 +155,8 @@ def test_the_same_server_in_the_same_state_has_one_request_id() -> None:
 
 texts = st.text(max_size=20)
 intents = st.builds(
-    state.Intent, id=texts, at=st.floats(0, 1e10), server=st.floats(0, 1e10), promised=st.integers(0, 1 << 50),
+    state.Intent, id=st.text("ab09._:-", max_size=32),
+    at=st.floats(0, 1e10), server=st.floats(0, 1e10), promised=st.integers(0, 1 << 50),
     pss=st.integers(0, 1 << 50), policy=texts, request=texts, workload=texts,
 )  # fmt: skip
 
@@ -159,6 +172,19 @@ def test_what_somebody_else_wrote_is_a_fresh_start(text: str) -> None:
     """Annotations can be edited; none of it may stop the operator."""
     assert isinstance(state.read_pod({"refork.dev/state": text}), state.PodState)
     assert isinstance(state.read_workload({"refork.dev/state": text}), state.WorkloadState)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        '{"reforked_at": 1e300}', '{"unpaid": -5}', '{"realised": 1e40}', '{"intent": {"id": "../../x"}}',
+        '{"intent": {"id": "a", "at": 1e12, "server": 1, "promised": 1, "pss": 1}}',
+        '{"outcome": "' + "x" * 2000 + '"}',
+    ],
+)  # fmt: skip
+def test_a_state_that_cannot_be_ours_is_a_fresh_start(forged: str) -> None:
+    """Numbers that no clock shows must not reach the arithmetic behind them."""
+    assert state.read_pod({"refork.dev/state": forged}) == state.PodState()
 
 
 # --- the Lease --------------------------------------------------------------------------------------------------------
@@ -248,8 +274,20 @@ def test_an_answer_is_read() -> None:
     seen = samples.read(msgspec.json.encode(raw), at=5.0, limit=None)
     assert (seen.sample.gain, seen.sample.at, seen.sample.limit) == (10 * MIB, 5.0, 1024 * MIB)
     assert [worker.gained for worker in seen.sample.workers] == [30 * MIB, 10 * MIB]
-    with pytest.raises(samples.NonsenseError):
-        samples.read(msgspec.json.encode({**raw, "api": "v9"}), at=5.0, limit=None)
+    for lie in (
+        {"api": "v9"},
+        {"generation": 1 << 70},
+        {"started_at": 1e300},
+        {"totals": {**raw["totals"], "saved": 1 << 90}},
+    ):
+        with pytest.raises(samples.NonsenseError):
+            samples.read(msgspec.json.encode({**raw, **lie}), at=5.0, limit=None)
+
+
+def test_a_sentence_of_a_stranger_is_one_short_line() -> None:
+    """No terminal is driven by what a pod says."""
+    assert names.sentence("a\x1b[2Jb\n\nc" + "d" * 999).startswith("a?[2Jb cd")
+    assert len(names.sentence("d" * 999)) == names.LONGEST_SENTENCE
 
 
 # --- pods and recommendations -----------------------------------------------------------------------------------------
