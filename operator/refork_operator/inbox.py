@@ -84,8 +84,8 @@ class Inbox:
     def of_pod(self, pod: Pod) -> str | None:
         """Return the request that a pod's own annotation makes.
 
-        As long as its workload was not seen, nobody knows whether the value comes from its template; an instant would be
-        older than the pod, and tells by itself.
+        As long as its workload was not seen, nobody knows whether the value comes from its template. An instant tells by
+        itself: one from the template would be older than the pod.
         """
         owner = self._store.owners.get(pod.workload)
         template = owner.template_request if owner is not None else None
