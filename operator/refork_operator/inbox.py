@@ -84,7 +84,7 @@ class Inbox:
     def of_pod(self, pod: Pod) -> str | None:
         """Return the request that a pod's own annotation makes.
 
-        As long as its workload was not seen, nobody knows whether the value comes from its template. An instant tells by
+        As long as its workload was not seen, nobody knows whether it comes from its template. An instant tells by
         itself: one from the template would be older than the pod.
         """
         owner = self._store.owners.get(pod.workload)
