@@ -216,6 +216,10 @@ class Engine:
         self._store.owners.pop(owner.workload, None)
         self._inbox.forget(owner.workload)
 
+    def complete(self) -> None:
+        """Take note that the whole cluster was seen once."""
+        self._inbox.complete()
+
     def keep_pods(self, keys: set[Key], *, namespace: str | None) -> None:
         """Forget pods that a complete list did not hold any more."""
         for key in list(self._store.pods):

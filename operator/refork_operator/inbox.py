@@ -58,6 +58,7 @@ class Inbox:
         self._consider = consider
         self._owners: dict[Workload, states.WorkloadState] = {}
         self._answered: dict[Workload, str] = {}
+        self._complete = False
 
     def read(self, owner: Owner) -> None:
         """Take note of what a workload asks for."""
@@ -71,6 +72,10 @@ class Inbox:
         """Have done with a workload that is gone."""
         self._owners.pop(workload, None)
         self._answered.pop(workload, None)
+
+    def complete(self) -> None:
+        """Hear that all pods were seen: before that, a workload may only seem to have nothing left to do."""
+        self._complete = True
 
     def settle(self) -> None:
         """Answer every workload whose request has nothing left to do."""
@@ -130,7 +135,7 @@ class Inbox:
     def finish(self, workload: Workload) -> None:
         """Answer a workload's request when none of its pods has anything left to do."""
         owner, under_way = self._store.owners.get(workload), self._owners.get(workload)
-        if owner is None or under_way is None or self._owner_request(owner) != under_way.request:
+        if not self._complete or owner is None or under_way is None or self._owner_request(owner) != under_way.request:
             return
         crew = [pod for pod in self._store.crew(workload) if not pod.terminating and not pod.finished]
         if requests.paused(owner.annotations):

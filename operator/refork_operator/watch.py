@@ -59,6 +59,7 @@ class Watcher:
                     self._log.warning("cluster not seen yet", error=said, hint=_hint(error))
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
+                self._engine.complete()
                 self.synced = True
                 return
 
