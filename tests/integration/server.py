@@ -36,7 +36,10 @@ SOURCES = os.pathsep.join([str(Path(refork.__file__).parents[1]), *filter(None, 
 PATIENCE = 40.0
 POLL = 0.02
 
-BRISK = ("--refork-after", "0", "--canary-seconds", "0.1", "--drain-seconds", "0.2", "--graceful-timeout", "5")
+BRISK = (
+    *("--refork-after", "0", "--refork-min-interval", "0"),
+    *("--canary-seconds", "0.1", "--drain-seconds", "0.2", "--graceful-timeout", "5"),
+)
 """A rollout in little time. The drain leaves the load client ten times what it needs for its next request."""
 
 GATES = """
@@ -329,7 +332,8 @@ class Server:
         try:
             if self.running:
                 until(self._without_zombies, what=f"the monitor to reap its children: {self.zombies()}")
-                assert self.stop() == 0, self.tail()
+                status = self.stop()
+                assert status == 0, f"exit status {status}\n{self.tail()}"
             self._assert_gone()
             self._assert_quiet()
         finally:
