@@ -39,8 +39,10 @@ demo: $(INSTALLED)  ## eight warm workers shrink to the memory of one, under loa
 	@$(PY) -m benchmarks.demo
 
 TESTS ?= tests
+# Tests wait for servers more than they compute: more processes than processors.
+JOBS ?= 4
 test: $(WITH_TESTS)  ## all tests; TESTS=path for some of them
-	$(PY) -m pytest $(TESTS)
+	$(PY) -m pytest -n $(JOBS) --dist loadgroup $(TESTS)
 
 lint: $(WITH_LINT)  ## style, types and import contracts
 	$(BIN)/ruff check

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
     from schemathesis import Case
 
+pytestmark = pytest.mark.xdist_group("schema")  # the last test looks at what the others have done
+
+
 TOKEN = "t" * 40
 EXAMPLES = 150
 RAW_REQUESTS = 3000
