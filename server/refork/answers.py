@@ -1,71 +1,59 @@
-"""How the monitor's endpoints answer: typed JSON, whatever happens, and one request a connection.
-
-The one place where an error becomes an HTTP answer. It imports the web framework and is therefore imported late, by
-what ``refork.endpoint`` builds for its first client.
-"""
+"""What the monitor's endpoints answer with: typed JSON for programs, refusals included, and text for who looks."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import msgspec
-from aiohttp import web
 
 from refork import api
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Mapping
 
-    from aiohttp.typedefs import Middleware
+_JSON = {"Content-Type": "application/json"}
+_TEXT = {"Content-Type": "text/plain; charset=utf-8"}
 
-    from refork.endpoint import Log
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer that is known as a whole."""
+
+    body: bytes
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=lambda: _JSON)
+
+    def fields(self) -> list[tuple[bytes, bytes]]:
+        """Write its headers as they are sent."""
+        return fields({**self.headers, "Content-Length": str(len(self.body))})
 
 
-def reply(answer: msgspec.Struct, *, status: int = 200) -> web.Response:
+def fields(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Write headers as ASGI wants them. One connection is one request, so each answer says that it is the last."""
+    closing = {**headers, "Connection": "close"}
+    return [(name.lower().encode(), value.encode("latin-1")) for name, value in closing.items()]
+
+
+def reply(answer: msgspec.Struct, *, status: int = 200) -> Answer:
     """Answer with a type of ``refork.api``."""
-    return web.Response(body=msgspec.json.encode(answer), status=status, content_type="application/json")
+    return Answer(msgspec.json.encode(answer), status)
 
 
-def refuse(error: str, *, status: int, retry_after: float = 0) -> web.Response:
-    """Answer with one sentence that says why not, and perhaps with the seconds after which to try again."""
-    response = reply(api.Refused(error=error), status=status)
-    if retry_after > 0:
-        response.headers["Retry-After"] = str(math.ceil(retry_after))
-    if status == web.HTTPUnauthorized.status_code:
-        response.headers["WWW-Authenticate"] = "Bearer"
-    return response
+def say(text: str, *, status: int = 200) -> Answer:
+    """Answer with a line of text."""
+    return Answer(text.encode(), status, _TEXT)
 
 
-def always_answer(log: Log) -> Middleware:
-    """Make a middleware that turns every error into a typed answer, and closes the connection after it."""
-
-    @web.middleware
-    async def middleware(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        try:
-            response = await handler(request)
-        except web.HTTPException as error:
-            response = _from_exception(error)
-        except web.RequestPayloadError:
-            response = refuse("the body is no valid HTTP body", status=400)
-        except ConnectionError:
-            raise
-        except Exception as error:  # noqa: BLE001  (a bug in an answer must not cost the monitor more than the answer)
-            log.error("endpoint path=%s answer=500 error=%r", request.path, error)
-            response = refuse("the server could not answer: its log says why", status=500)
-        response.force_close()
-        return response
-
-    return middleware
-
-
-def _from_exception(error: web.HTTPException) -> web.Response:
-    sentences = {404: "there is nothing at this address", 413: "the body is too large"}
-    allowed = error.headers.get("Allow", "")
-    sentence = f"this address takes {allowed} only" if allowed else sentences.get(error.status, error.reason)
-    response = refuse(sentence, status=error.status)
-    if allowed:
-        response.headers["Allow"] = allowed
-    return response
+def refuse(refusal: api.Refusal, *, allow: str = "") -> Answer:
+    """Answer with one sentence that says why not, and with what would do better: other methods, or another time."""
+    headers = dict(_JSON)
+    if allow:
+        headers["Allow"] = allow
+    if refusal.retry_after > 0:
+        headers["Retry-After"] = str(math.ceil(refusal.retry_after))
+    if refusal.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Answer(msgspec.json.encode(api.Refused(error=refusal.reason)), refusal.status, headers)

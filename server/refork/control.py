@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from aiohttp import web
-
     from refork import api
     from refork.events import Events
+    from refork.web import Application
 
 AUTO = "auto"
 NONE = "none"
@@ -124,7 +123,7 @@ class ControlServer:
                 continue
         raise BindError(f"{own_address(self._pid)} and the names after it are in use by other processes")
 
-    def _application(self) -> web.Application:
+    def _application(self) -> Application:
         from refork.control_app import application, identify_by_kernel  # noqa: PLC0415  (not before somebody asks)
 
         return application(self._steerable, self._events, identify=identify_by_kernel, stay=self._stay, log=self._log)

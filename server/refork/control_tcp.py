@@ -4,7 +4,7 @@ It fails closed. Without a way to know who asks, the server does not start; with
 can listen in, unless told that something else (a mesh, a tunnel) encrypts. It is a listener of its own, with seats of
 its own: whatever happens here, the unix socket stays usable.
 
-Imported only when it is configured, and loads the web framework no sooner than the unix socket does.
+Imported only when it is configured, and loads what speaks HTTP no sooner than the unix socket does.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from aiohttp import web
-
     from refork.control import Steerable
     from refork.door import Door
     from refork.endpoint import Log
     from refork.events import Events
+    from refork.web import Application
 
 
 class ControlTcpServer:
@@ -81,7 +80,7 @@ class ControlTcpServer:
         except (TokenFileError, CertificateError) as error:
             raise BindError(f"--control-tcp {door.bind}: {error}") from error
 
-    def _application(self) -> web.Application:
+    def _application(self) -> Application:
         from refork.control_app import application  # noqa: PLC0415  (not before somebody asks)
         from refork.gate import Gate  # noqa: PLC0415  (as above)
 

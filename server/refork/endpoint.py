@@ -2,8 +2,8 @@
 
 The monitor keeps workers alive; answering questions is what it does besides. So:
 
-- The web framework (a third of the monitor's memory and most of its import time) is loaded by the first client that
-  may ask something, not at boot.
+- What speaks HTTP (uvicorn's protocol, and the application behind it) is loaded by the first client that may ask
+  something, not at boot.
 - Who may ask is decided before a byte is read, from the credentials that the kernel recorded when the client connected
   (unix(7), SO_PEERCRED). A stranger is told so in one fixed answer; nothing of what it sends is parsed.
 - One request a connection, and a few seconds for all of it. A client that is slow, silent or endless is cut off.
@@ -17,23 +17,22 @@ This module knows sockets and connections. It knows no routes, no commands and n
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 import ssl
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from refork.bind import BACKLOG
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aiohttp import web
-
     from refork.tls import Certificates
+    from refork.web import Application
+    from refork.web_server import WebServer
 
     type Stay = Callable[[asyncio.BaseTransport, Callable[[], None]], None]
 
@@ -172,7 +171,7 @@ class _Stranger(_Seated):
 
 
 class _Guest(_Seated):
-    """Somebody who may ask: every event goes on to the web framework's own protocol."""
+    """Somebody who may ask: every event goes on to what speaks HTTP."""
 
     def __init__(self, seats: _Seats, *, endpoint: Endpoint) -> None:
         super().__init__(seats)
@@ -190,7 +189,7 @@ class _Guest(_Seated):
 
     async def _hand_over(self) -> None:
         shown = await self._transport_for_inner()
-        inner = None if shown is None else await self._endpoint.protocol()
+        inner = None if shown is None else self._endpoint.protocol(shown)
         if self._transport is None:
             return
         if shown is None or inner is None:
@@ -227,7 +226,7 @@ class _Guest(_Seated):
 
 
 class _EncryptedGuest(_Guest):
-    """Somebody who has to speak TLS first. What follows the handshake at once waits for the web framework."""
+    """Somebody who has to speak TLS first. What follows the handshake at once waits for what speaks HTTP."""
 
     def __init__(self, seats: _Seats, *, endpoint: Endpoint, certificates: Certificates) -> None:
         super().__init__(seats, endpoint=endpoint)
@@ -289,7 +288,7 @@ class Endpoint:
 
     def __init__(
         self,
-        build: Callable[[], web.Application],
+        build: Callable[[], Application],
         *,
         log: Log,
         admit: Callable[[Peer | None], bool] = anyone,
@@ -306,8 +305,7 @@ class Endpoint:
         self._guests = _Seats(SEATS)
         self._strangers = _Seats(SEATS)
         self._lines = Lines()
-        self._runner: web.AppRunner | None = None
-        self._preparing = asyncio.Lock()
+        self._web: WebServer | None = None
         self._server: asyncio.Server | None = None
         self._file: tuple[str, os.stat_result] | None = None
 
@@ -326,10 +324,9 @@ class Endpoint:
         self._server.close()
         self._server = None
         self._remove_file()
-        async with self._preparing:
-            runner, self._runner = self._runner, None
-        if runner is not None:
-            await runner.cleanup()
+        web, self._web = self._web, None
+        if web is not None:
+            await web.stop(within=SECONDS_TO_FINISH_AT_STOP)
         self._guests.clear()
         self._strangers.clear()
         for transport in list(self._staying.values()):
@@ -350,7 +347,7 @@ class Endpoint:
         self._staying[guest] = transport
 
     def hand_over(self, transport: asyncio.BaseTransport, guest: _Guest) -> None:
-        """Remember by which transport the web framework knows a guest."""
+        """Remember by which transport the application knows a guest."""
         guest.shown = transport
         self._seated[transport] = guest
 
@@ -376,17 +373,14 @@ class Endpoint:
         self._turned_away(peer)
         return _Stranger(self._strangers)
 
-    async def protocol(self) -> asyncio.Protocol | None:
-        """Make the web framework's handler of one connection; None when there can be none."""
-        async with self._preparing:
-            if self._server is not None and self._runner is None:
-                try:
-                    self._runner = await _prepare(self._build)
-                except Exception as error:  # noqa: BLE001  (a broken installation must not cost the monitor its life)
-                    self._log.error("endpoint unusable error=%r", error)
-        if self._runner is None or self._runner.server is None:
-            return None
-        return self._runner.server()
+    def protocol(self, transport: asyncio.Transport) -> asyncio.Protocol | None:
+        """Make what speaks HTTP on one connection; None when nothing can."""
+        if self._server is not None and self._web is None:
+            try:
+                self._web = _load(self._build)
+            except Exception as error:  # noqa: BLE001  (a broken installation must not cost the monitor its life)
+                self._log.error("endpoint unusable error=%r", error)
+        return None if self._web is None else self._web.protocol(transport)
 
     def _remove_file(self) -> None:
         """Remove the socket's file, unless another server has put its own there since."""
@@ -399,26 +393,7 @@ class Endpoint:
                 os.unlink(path)
 
 
-async def _prepare(build: Callable[[], web.Application]) -> web.AppRunner:
-    """Load the web framework; it neither takes signals nor writes to anybody's log."""
-    from aiohttp import web  # noqa: PLC0415  (see the header: not at boot)
+def _load(build: Callable[[], Application]) -> WebServer:
+    from refork.web_server import WebServer  # noqa: PLC0415  (see the header: not at boot)
 
-    options: dict[str, Any] = {
-        "access_log": None,
-        "auto_decompress": False,  # a few bytes that become many are no command
-        "lingering_time": SECONDS_TO_FINISH_AT_STOP,
-        "logger": _silent_logger(),
-        "tcp_keepalive": False,
-    }
-    runner = web.AppRunner(build(), handle_signals=False, shutdown_timeout=SECONDS_TO_FINISH_AT_STOP, **options)
-    await runner.setup()
-    return runner
-
-
-def _silent_logger() -> logging.Logger:
-    """Swallow what the framework says about clients that speak no HTTP."""
-    logger = logging.getLogger("refork.endpoint")
-    logger.propagate = False
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
-    return logger
+    return WebServer(build())

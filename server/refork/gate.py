@@ -14,11 +14,10 @@ from refork.tls import subject
 from refork.tokens import TokenFileError, read
 
 if TYPE_CHECKING:
-    from aiohttp import web
-
     from refork.door import Door
     from refork.endpoint import Log
     from refork.service_accounts import ServiceAccounts
+    from refork.web import Request
 
 _SCHEME = "bearer "
 
@@ -32,21 +31,21 @@ class Gate:
         self._complaint = ""
         self._accounts: ServiceAccounts | None = None
         if door.service_accounts:
-            # Neither the web framework's client nor cryptography is loaded before somebody knocks.
+            # What fetches and reads keys is not loaded before somebody knocks.
             from refork.service_accounts import ServiceAccounts  # noqa: PLC0415
 
             assert door.keys is not None
             self._accounts = ServiceAccounts(door.service_accounts, source=door.keys, issuer=door.issuer, log=log)
 
-    async def identify(self, request: web.Request) -> str:
+    async def identify(self, request: Request) -> str:
         """Return the words that name who asks, for the log.
 
         Raises:
             Refusal: they may not.
         """
-        words = [f"address={request.remote}"]
+        words = [f"address={request.address}"]
         if self._door.client_ca:
-            certificate = subject(request.get_extra_info("peercert"))
+            certificate = subject(request.transport.get_extra_info("peercert"))
             if not certificate:
                 raise Refusal("a client certificate is needed", status=401)
             words.append(f"certificate={json.dumps(certificate)}")
@@ -80,8 +79,8 @@ class Gate:
         self._complaint = sentence
 
 
-def _token(request: web.Request) -> str:
-    shown = request.headers.getall("Authorization", [])
+def _token(request: Request) -> str:
+    shown = request.headers("authorization")
     if len(shown) != 1 or not shown[0].lower().startswith(_SCHEME):
         raise Refusal("a token is needed: Authorization: Bearer TOKEN", status=401)
     return shown[0][len(_SCHEME) :].strip()

@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-import aiohttp
+import h11
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import jwt
 
@@ -81,7 +83,7 @@ class KeySet:
         try:
             content = await self._fetch() if self._source.remote else _read(self._source.location)
             self._keys = parse(content)
-        except (OSError, ValueError, TimeoutError, aiohttp.ClientError, KeysError) as error:
+        except (OSError, ValueError, TimeoutError, h11.ProtocolError, KeysError) as error:
             self._failure = f"keys cannot be had from {self._source.location}: {error or type(error).__name__}"
             if not self._source.remote:
                 self._fetched = float("-inf")
@@ -97,20 +99,40 @@ class KeySet:
         if self._source.token_file:
             headers["Authorization"] = f"Bearer {_read(self._source.token_file).decode().strip()}"
         context = ssl.create_default_context(cafile=self._source.ca_file or None)
-        timeout = aiohttp.ClientTimeout(total=SECONDS_TO_FETCH)
-        async with (
-            aiohttp.ClientSession(timeout=timeout, trust_env=False, auto_decompress=False) as session,
-            # A redirect could lead the pod's token elsewhere.
-            session.get(self._source.location, headers=headers, ssl=context, allow_redirects=False) as response,
-        ):
-            if response.status != 200:  # noqa: PLR2004
-                raise KeysError(f"the answer is {response.status}")
-            content = await response.content.read(LARGEST_ANSWER + 1)
-            while len(content) <= LARGEST_ANSWER and (more := await response.content.read(LARGEST_ANSWER)):
-                content += more
-        if len(content) > LARGEST_ANSWER:
-            raise KeysError("the answer is too large")
-        return content
+        async with asyncio.timeout(SECONDS_TO_FETCH):
+            return await _get(self._source.location, headers=headers, context=context)
+
+
+async def _get(url: str, *, headers: Mapping[str, str], context: ssl.SSLContext) -> bytes:
+    """Ask once, of this server and of no other: a redirect could lead the pod's token elsewhere."""
+    parts = urlsplit(url)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    said = {"Host": parts.netloc.rpartition("@")[2], "Connection": "close", **headers}
+    asking = h11.Connection(h11.CLIENT)
+    request = asking.send(h11.Request(method="GET", target=target, headers=list(said.items()))) or b""
+    request += asking.send(h11.EndOfMessage()) or b""
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 443, ssl=context)
+    try:
+        writer.write(request)
+        return await _answer(asking, reader)
+    finally:
+        writer.transport.abort()
+
+
+async def _answer(asking: h11.Connection, reader: asyncio.StreamReader) -> bytes:
+    content = bytearray()
+    while True:
+        match asking.next_event():
+            case h11.NEED_DATA:
+                asking.receive_data(await reader.read(LARGEST_ANSWER))
+            case h11.Response(status_code=status) if status != HTTPStatus.OK:
+                raise KeysError(f"the answer is {status}")
+            case h11.Data(data=data):
+                content += data
+                if len(content) > LARGEST_ANSWER:
+                    raise KeysError("the answer is too large")
+            case h11.EndOfMessage():
+                return bytes(content)
 
 
 def parse(content: bytes) -> dict[str, jwt.PyJWK]:

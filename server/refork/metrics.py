@@ -15,10 +15,9 @@ from refork.endpoint import Endpoint, Log
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aiohttp import web
-
     from refork import api
     from refork.events import Events
+    from refork.web import Application
 
 
 class MetricsServer:
@@ -46,7 +45,7 @@ class MetricsServer:
         self.address = None
         await self._endpoint.stop()
 
-    def _application(self) -> web.Application:
+    def _application(self) -> Application:
         from refork.metrics_app import application  # noqa: PLC0415  (not before somebody asks)
 
         return application(self._status, self._events, stay=self._endpoint.stay, log=self._log)

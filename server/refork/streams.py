@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from aiohttp import web
-
-from refork.answers import refuse
+from refork.answers import fields
+from refork.api import Refusal
 from refork.events import Dropped
 from refork.routes import STREAM
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from refork import api
     from refork.endpoint import Stay
     from refork.events import Events, Listener
+    from refork.web import Request
 
 PLACES = 32
 SECONDS_BETWEEN_SIGNS_OF_LIFE = 15.0
@@ -30,6 +30,7 @@ SECONDS_A_STREAM_LASTS = 900.0
 MILLISECONDS_TO_COME_BACK = 2000
 
 _SIGN_OF_LIFE = b":\n\n"
+_FIELDS = fields({"Content-Type": STREAM, "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
 
 class Streams:
@@ -47,40 +48,38 @@ class Streams:
         self._stay = stay
         self._open: set[Listener] = set()
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: Request) -> None:
         """Answer with events until the client goes, or has to go."""
         if len(self._open) >= PLACES:
-            return refuse(f"{PLACES} clients listen already", status=503, retry_after=MILLISECONDS_TO_COME_BACK / 1000)
+            soon = MILLISECONDS_TO_COME_BACK / 1000
+            raise Refusal(f"{PLACES} clients listen already", status=503, retry_after=soon)
         listener = self._events.listen(self._status())
         self._open.add(listener)
         try:
-            return await self._stream(request, listener)
+            await self._stream(request, listener)
         finally:
             self._open.discard(listener)
             self._events.leave(listener)
 
-    async def close(self, _: web.Application) -> None:
+    def close(self) -> None:
         """Let all listeners go: the server stops."""
         for listener in self._open:
             listener.close()
 
-    async def _stream(self, request: web.Request, listener: Listener) -> web.StreamResponse:
-        headers = {"Content-Type": STREAM, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        response = web.StreamResponse(headers=headers)
-        response.force_close()
-        await response.prepare(request)
-        if request.transport is not None:
-            self._stay(request.transport, listener.close)
+    async def _stream(self, request: Request, listener: Listener) -> None:
+        await request.begin(200, _FIELDS)
+        self._stay(request.transport, listener.close)
         try:
             async with asyncio.timeout(SECONDS_A_STREAM_LASTS):
-                await self._send(response, listener)
-        except (Dropped, TimeoutError, ConnectionError):
-            if request.transport is not None:
-                request.transport.abort()
-        return response
+                await _send(request, listener)
+        except (Dropped, TimeoutError):
+            request.transport.abort()
+        else:
+            await request.end()
 
-    async def _send(self, response: web.StreamResponse, listener: Listener) -> None:
-        await response.write(b"retry: %d\n\n" % MILLISECONDS_TO_COME_BACK)
-        while (taken := await listener.take(within=SECONDS_BETWEEN_SIGNS_OF_LIFE)) is not None:
-            async with asyncio.timeout(SECONDS_TO_TAKE_AN_EVENT):
-                await response.write(taken or _SIGN_OF_LIFE)
+
+async def _send(request: Request, listener: Listener) -> None:
+    await request.write(b"retry: %d\n\n" % MILLISECONDS_TO_COME_BACK)
+    while (taken := await listener.take(within=SECONDS_BETWEEN_SIGNS_OF_LIFE)) is not None:
+        async with asyncio.timeout(SECONDS_TO_TAKE_AN_EVENT):
+            await request.write(taken or _SIGN_OF_LIFE)

@@ -323,7 +323,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     await stopped.wait()
     for server in servers.values():
         await server.stop()
-    loaded = sorted({"aiohttp", "jwt", "cryptography", "prometheus_client"} & set(sys.modules))
+    loaded = sorted({"cryptography", "jwt", "prometheus_client", "uvicorn"} & set(sys.modules))
     log.info("stopped modules=%s", ",".join(loaded))
 
 

@@ -332,7 +332,7 @@ from refork import fork_safety
 def function(): raise AssertionError
 with fork_safety.critical_section("x"): pass
 fork_safety.mark_unsafe("y")
-assert not {"gunicorn", "msgspec", "aiohttp"} & set(sys.modules), sys.modules
+assert not {"gunicorn", "msgspec", "uvicorn"} & set(sys.modules), sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": SOURCES}, timeout=30)
 
