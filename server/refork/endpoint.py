@@ -375,12 +375,15 @@ class Endpoint:
 
     def protocol(self, transport: asyncio.Transport) -> asyncio.Protocol | None:
         """Make what speaks HTTP on one connection; None when nothing can."""
-        if self._server is not None and self._web is None:
-            try:
+        if self._server is None:
+            return None
+        try:
+            if self._web is None:
                 self._web = _load(self._build)
-            except Exception as error:  # noqa: BLE001  (a broken installation must not cost the monitor its life)
-                self._log.error("endpoint unusable error=%r", error)
-        return None if self._web is None else self._web.protocol(transport)
+            return self._web.protocol(transport)
+        except Exception as error:  # noqa: BLE001  (a broken installation must not cost the monitor its life)
+            self._log.error("endpoint unusable error=%r", error)
+            return None
 
     def _remove_file(self) -> None:
         """Remove the socket's file, unless another server has put its own there since."""

@@ -109,7 +109,10 @@ async def _get(url: str, *, headers: Mapping[str, str], context: ssl.SSLContext)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     said = {"Host": parts.netloc.rpartition("@")[2], "Connection": "close", **headers}
     asking = h11.Connection(h11.CLIENT)
-    request = asking.send(h11.Request(method="GET", target=target, headers=list(said.items()))) or b""
+    try:
+        request = asking.send(h11.Request(method="GET", target=target, headers=list(said.items()))) or b""
+    except h11.LocalProtocolError:
+        raise KeysError("the address or the token is nothing that HTTP can carry") from None  # and nothing to repeat
     request += asking.send(h11.EndOfMessage()) or b""
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 443, ssl=context)
     try:

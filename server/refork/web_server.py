@@ -71,7 +71,7 @@ class _Connection(H11Protocol):
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             for event in (
                 h11.Response(status_code=_NO_HTTP.status, headers=_NO_HTTP.fields(), reason=b"Bad Request"),
-                h11.Data(data=_NO_HTTP.body),
+                h11.Data(data=b"" if self.scope and self.scope["method"] == "HEAD" else _NO_HTTP.body),
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")

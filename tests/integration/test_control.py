@@ -75,6 +75,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     running = launch(tmp_path_factory.mktemp("server") / "log")
     yield running
     assert running.stop() == 0
+    assert "Traceback" not in running.log_text()
 
 
 def is_well(server: Running) -> bool:
@@ -222,6 +223,7 @@ def test_a_bug_in_the_server_costs_one_answer(server: Running) -> None:
         b"POST /v1/refork HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
         b"POST /v1/refork HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
         b"POST /v1/refork HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HEAD /v1/status HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         b"\r\n" * 50_000,
     ],
 )
