@@ -25,6 +25,7 @@ settings.configure(
 )
 django.setup()
 
+
 @dataclass(slots=True)
 class Product:
     """A row of the catalogue, as it is kept in memory."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import msgspec

@@ -415,8 +415,8 @@ class MaxSealedGrowth(Setting):
     desc = """\
         By how much of its first size the mold may have grown over generations before the next refork is a rebase.
 
-        0.5 allows it to grow by half; 0 sets no bound. The growth since the first warm mold estimates what was sealed and
-        is no longer used. An application whose caches go on filling grows as well: if it is rebased without need,
+        0.5 allows it to grow by half; 0 sets no bound. The growth since the first warm mold estimates what was sealed
+        and is no longer used. An application whose caches go on filling grows as well: if it is rebased without need,
         raise the bound.
         """
 
