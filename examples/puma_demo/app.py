@@ -25,9 +25,15 @@ def warm() -> list[object]:
     return _objects
 
 
+def look_at(first: int) -> int:
+    """Read every thousandth object, one after the other; how many there were."""
+    objects = warm()
+    return sum(objects[number] is not None for number in range(first, len(objects), STRIDE))
+
+
 def application(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
     """``/`` builds and reads; ``/health`` does neither."""
-    read = 0 if environ["PATH_INFO"] == "/health" else len(warm()[next(_offsets) :: STRIDE])
+    read = 0 if environ["PATH_INFO"] == "/health" else look_at(next(_offsets))
     body = json.dumps({"pid": os.getpid(), "objects": len(_objects), "read": read}).encode()
     headers = [
         ("Content-Type", "application/json"),

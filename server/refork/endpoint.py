@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from refork.bind import BACKLOG
+from refork.process import give_memory_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -399,4 +400,6 @@ class Endpoint:
 def _load(build: Callable[[], Application]) -> WebServer:
     from refork.web_server import WebServer  # noqa: PLC0415  (see the header: not at boot)
 
-    return WebServer(build())
+    server = WebServer(build())
+    give_memory_back()
+    return server

@@ -37,7 +37,7 @@ from refork.metrics import MetricsServer
 from refork.multiproc import Undertaker, directory_of
 from refork.operations import Operations
 from refork.population import Policy, Stage
-from refork.process import become_subreaper, describe_status, set_title
+from refork.process import become_subreaper, describe_status, give_memory_back, keep_one_arena, set_title
 from refork.sampler import Sampler
 from refork.scoreboard import ROWS, Cell, Scoreboard
 from refork.upkeep import Limits, MoldFacts, Upkeep, WorkerFacts
@@ -129,6 +129,7 @@ class Monitor:
         os.environ["SERVER_SOFTWARE"] = SERVER_SOFTWARE
         self.log.info("Starting refork %s", __version__)
         become_subreaper()
+        keep_one_arena()
         set_title(f"refork:monitor[{self.cfg.proc_name}]")
         try:
             self._open()
@@ -793,6 +794,7 @@ class Monitor:
     def _notify_ready(self) -> None:
         if not self._notified and self.generations.phase is api.Phase.STEADY:
             self._notified = True
+            give_memory_back()
             self.sampler.need_all()
             systemd.sd_notify("READY=1\nSTATUS=serving", self.log)
             self.log.info("serving: workers=%s gen=%s", self.generations.ready(), self.generations.current)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import gc
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ except ImportError:  # no compiler where this was installed
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_M_ARENA_MAX = -8
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -101,6 +103,21 @@ def set_title(title: str) -> None:
     threads before a fork: none of our titles has a space there.
     """
     setproctitle.setproctitle(title)
+
+
+def keep_one_arena() -> None:
+    """Have all threads allocate from one heap, where malloc has more (mallopt(3)): few allocate here, and seldom."""
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
+
+
+def give_memory_back() -> None:
+    """Return to the kernel what importing has left behind: garbage, and free pages of the heap (malloc_trim(3))."""
+    gc.collect()
+    trim = getattr(_libc, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def describe_status(status: int) -> str:

@@ -6,7 +6,7 @@ anything.
 
 from __future__ import annotations
 
-import platform
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from refork.children import MoldProcess, WorkerProcess
     from refork.monitor import Monitor
     from refork.population import Rollout
+
+PYTHON = ".".join(map(str, sys.version_info[:3]))
 
 _WORKER_STATES = {
     Stage.FORKING: WorkerState.BOOTING,
@@ -47,7 +49,7 @@ def status(monitor: Monitor) -> api.Status:
     return api.Status(
         api=api.VERSION,
         version=__version__,
-        python=platform.python_version(),
+        python=PYTHON,
         gunicorn=gunicorn.__version__,
         app=str(monitor.cfg.default_proc_name),
         worker_class=monitor.cfg.worker_class_str,
