@@ -51,7 +51,7 @@ for _ in range(60):
 def reason_to_skip() -> str:
     """Say what is missing for a run; nothing if nothing is."""
     if not os.environ.get("KUBECONFIG"):
-        return "KUBECONFIG names no cluster (make e2e-kind makes one)"
+        return "KUBECONFIG names none"
     if not IMAGE:
         return "REFORK_E2E_IMAGE names no image that the cluster has (REFORK_E2E_TAG may hold its tag)"
     return "" if shutil.which("kubectl") else "there is no kubectl on the PATH"
@@ -223,7 +223,7 @@ def cluster() -> Iterator[Cluster]:
     """The operator and the application, running, in a namespace that is removed in the end."""
     why = reason_to_skip()
     if why:
-        pytest.skip(why)
+        pytest.skip(f"needs a cluster: {why}")
     name = f"refork-e2e-{uuid.uuid4().hex[:6]}"
     made = Cluster(name)
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
