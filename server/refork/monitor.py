@@ -101,6 +101,7 @@ class Monitor:
         self.upkeep = Upkeep()
         self.automatic = Automatic(Wish.of(self.cfg), self.sampler, self._serving, log=self.log)
         self.sampler.told = self.automatic.looked
+        self.sampler.held = lambda: self.generations.phase is api.Phase.ROLLING
         self.undertaker = Undertaker(directory_of(self.cfg), log=self.log)
         self.hook_view = Server(self.pid, app, self.cfg, self.log, self.cfg.workers)
         self.events = Events()

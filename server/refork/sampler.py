@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 ERODING = 120.0
 """Seconds that the rate of erosion is the average of."""
 
+SHORTEST_HOLD = 0.05
+"""Seconds between two questions whether looking may go on."""
+
 _POINTS = 12
 
 
@@ -102,6 +105,7 @@ class Sampler:
         self._place = cgroup.find()
         self.cgroup: api.Cgroup | None = None
         self.told: Callable[[], None] = lambda: None
+        self.held: Callable[[], bool] = lambda: False
 
     # --- what is wanted -----------------------------------------------------------------------------------------------
 
@@ -197,6 +201,9 @@ class Sampler:
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def _step(self, pool: ThreadPoolExecutor) -> None:
+        if self.held():  # a look takes the memory lock and the processor that a booting worker needs
+            await asyncio.sleep(SHORTEST_HOLD)
+            return
         self._wake.clear()
         pid, idle = self._pace.choose(self.pids(), now=time.monotonic())
         if pid is None:
