@@ -26,15 +26,13 @@ from typing import TYPE_CHECKING
 from refork import decisions, facts
 from refork.api import MoldState, Outcome, Phase, Refusal, RolloutKind, Trigger
 from refork.population import Answers, Mold, Policy, Rollout, Stage, Worker
+from refork.workers import WORKER_BOOT_ERROR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from refork.decisions import Decision
     from refork.facts import Fact
-
-BOOT_ERROR = 3
-"""Exit status when no worker could boot; gunicorn's ``Arbiter.WORKER_BOOT_ERROR``."""
 
 FORK_PATIENCE = 10.0
 """Seconds from the order to fork to the first word of the worker. Forks take milliseconds: past this the mold hangs."""
@@ -266,7 +264,7 @@ class Generations:
     def _boot_failed(self, worker: Worker, reason: str) -> None:
         self._failed()
         if not self._served:
-            self._give_up(f"worker[{worker.slot}] failed to boot: {reason}", BOOT_ERROR)
+            self._give_up(f"worker[{worker.slot}] failed to boot: {reason}", WORKER_BOOT_ERROR)
             return
         mold = self.molds.get(worker.generation)
         if mold is None or mold.state is not MoldState.READY:
@@ -651,7 +649,9 @@ class Generations:
                 self._failed()
                 if not self._served and not self._any_ready():
                     seconds = f"{self.policy.spawn_timeout:g} s"
-                    self._give_up(f"the application was not loaded after {seconds}: raise --spawn-timeout", BOOT_ERROR)
+                    self._give_up(
+                        f"the application was not loaded after {seconds}: raise --spawn-timeout", WORKER_BOOT_ERROR
+                    )
 
     # --- small verbs --------------------------------------------------------------------------------------------------
 
@@ -700,7 +700,7 @@ class Generations:
         wait = min(self.policy.backoff * 2 ** (self._failures - 1), self.policy.max_backoff)
         self._not_before = self._now + wait
         if self._served and self._failures >= FAILURES_IN_A_ROW and not self._any_ready():
-            self._give_up(f"{self._failures} boots in a row have failed, and no worker is left", BOOT_ERROR)
+            self._give_up(f"{self._failures} boots in a row have failed, and no worker is left", WORKER_BOOT_ERROR)
 
     def _give_up(self, reason: str, exit_code: int) -> None:
         self._halt = decisions.Halt(reason, exit_code)

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refork import decisions, facts, generations
+from refork import decisions, facts
 from refork.api import Outcome, Phase, Refusal, RolloutKind, Trigger
 from refork.population import Policy, Stage
+from refork.workers import WORKER_BOOT_ERROR
 from tests.unit.world import Behaviour, World, obey
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ def test_a_worker_that_cannot_boot_halts_a_server_that_never_served() -> None:
     world = World(POLICY, 4, behave=always(decisions.ForkWorker, Behaviour.CRASH))
     world.run(60)
     assert world.halted is not None
-    assert world.halted.exit_code == generations.BOOT_ERROR
+    assert world.halted.exit_code == WORKER_BOOT_ERROR
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.015, 0.5, 1.05, 1.2])
@@ -401,7 +402,7 @@ def test_a_server_whose_workers_all_fail_in_a_row_ends_with_a_reason() -> None:
         world.tell(facts.WorkerGone(worker, "killed"))
     world.run(600)
     assert world.halted is not None
-    assert world.halted.exit_code == generations.BOOT_ERROR
+    assert world.halted.exit_code == WORKER_BOOT_ERROR
     assert "in a row" in world.halted.reason
 
 
