@@ -21,6 +21,7 @@ from refork.exposition import Family, Kind, labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from enum import StrEnum
 
     from refork.exposition import Sample
 
@@ -57,10 +58,11 @@ def families(status: api.Status) -> Iterator[Family]:
 
 
 def _about_workers(status: api.Status) -> Iterator[Family]:
-    states = Counter(worker.state for worker in status.workers)
-    by_state = [(labels(state=state), states[state]) for state in api.WorkerState]
-    yield Family("refork_workers", Kind.GAUGE, "Worker processes, by state.", by_state)
+    workers = _counted((worker.state for worker in status.workers), api.WorkerState)
+    yield Family("refork_workers", Kind.GAUGE, "Worker processes, by state.", workers)
     yield _gauge("refork_workers_wanted", "Workers that there should be.", status.wanted)
+    molds = _counted((mold.state for mold in status.molds), api.MoldState)
+    yield Family("refork_molds", Kind.GAUGE, "Molds, by state.", molds)
 
 
 def _about_memory(status: api.Status) -> Iterator[Family]:
@@ -140,6 +142,8 @@ def _about_generations(status: api.Status) -> Iterator[Family]:
         for trigger, outcome, kind in product(api.Trigger, api.Outcome, api.RolloutKind)
     ]
     yield Family("refork_reforks", Kind.COUNTER, "Reforks and rebases that have ended.", reforks)
+    age = 0.0 if status.rollout is None else status.rollout.seconds
+    yield _gauge("refork_rollout_age_seconds", "For how long a rollout has been under way; 0 when none is.", age)
     took = "How long the steps of reforks and rebases took."
     durations = [sample for step in status.steps for sample in _durations(step)]
     yield Family("refork_rollout_step_duration_seconds", Kind.HISTOGRAM, took, durations)
@@ -208,6 +212,12 @@ def _slot(slot: int) -> str:
 def _gauge(name: str, meaning: str, value: float | None) -> Family:
     """Make a family of one sample, or of none if there is no value."""
     return Family(name, Kind.GAUGE, meaning, [] if value is None else [("", value)])
+
+
+def _counted(found: Iterable[StrEnum], states: type[StrEnum]) -> list[Sample]:
+    """Count how often each of the states was found; those that were not are there too."""
+    counts = Counter(found)
+    return [(labels(state=state), counts[state]) for state in states]
 
 
 def _summed(values: Iterable[Sample]) -> list[Sample]:

@@ -182,6 +182,8 @@ def test_every_state_and_every_outcome_has_a_series_from_the_start() -> None:
     assert value(STATUS, "refork_workers", state="ready") == 1
     assert value(STATUS, "refork_workers", state="draining") == 1
     assert value(STATUS, "refork_workers", state="booting") == 0
+    assert value(STATUS, "refork_molds", state="ready") == 1
+    assert value(msgspec.structs.replace(STATUS, molds=()), "refork_molds", state="ready") == 0
     assert value(STATUS, "refork_reforks_total", trigger="command", outcome="failed", kind="refork") == 7
     series = [labels for name, labels in samples(STATUS) if name == "refork_reforks_total"]
     assert len(series) == len(api.Trigger) * len(api.Outcome) * len(api.RolloutKind)
@@ -223,6 +225,21 @@ def test_durations_of_steps_are_a_histogram() -> None:
     assert value(STATUS, f"{name}_bucket", step="surge", le="+Inf") == 3
     assert value(STATUS, f"{name}_count", step="surge") == 3
     assert value(STATUS, f"{name}_sum", step="surge") == 200.08
+
+
+def test_a_rollout_under_way_has_an_age_and_no_rollout_has_none() -> None:
+    """An alert on one that does not end needs a number that falls to zero when it does."""
+    assert value(STATUS, "refork_rollout_age_seconds") == 0
+    rollout = api.RolloutStatus(
+        id="1",
+        kind=api.RolloutKind.REFORK,
+        trigger=api.Trigger.COMMAND,
+        generation=3,
+        phase=api.Phase.ROLLING,
+        started_at=0.0,
+        seconds=12.5,
+    )
+    assert value(msgspec.structs.replace(STATUS, rollout=rollout), "refork_rollout_age_seconds") == 12.5
 
 
 def test_the_cost_of_looking_is_a_metric_itself() -> None:
