@@ -40,6 +40,10 @@ FORK_PATIENCE = 10.0
 KILL_MARGIN = 5.0
 """Seconds that a draining worker gets beyond ``graceful_timeout`` before it is killed."""
 
+BREATH = 0.1
+"""Seconds from one replacement in a rollout to the next. Forks, first writes to shared pages and ends of processes take
+processor time that requests wait for; spread out, none waits long."""
+
 FAILURES_IN_A_ROW = 10
 """So many boots may fail one after the other while nobody serves; then the server ends, for its supervisor to see."""
 
@@ -70,6 +74,7 @@ class Generations:
     _warm: Mold | None = None
     _rollout_failures: int = 0
     _not_before: float = -math.inf
+    _next_replacement: float = -math.inf
     _automatic_not_before: float = -math.inf
     _decisions: list[Decision] = field(default_factory=list)
     _now: float = -math.inf
@@ -599,7 +604,11 @@ class Generations:
 
     def _replace(self) -> None:
         target = self._target()
-        if target is None or self._ready_mold(target) is None or self._now < self._not_before:
+        if (
+            target is None
+            or self._ready_mold(target) is None
+            or self._now < max(self._not_before, self._next_replacement)
+        ):
             return
         booting = sum(w.booting and w.generation == target for w in self.workers.values())
         room = self.policy.surge + self.policy.max_unavailable - booting
@@ -610,6 +619,7 @@ class Generations:
             if worker.slot in replaced:
                 continue
             self._fork(worker.slot, target)
+            self._next_replacement = self._now + BREATH
             replaced.add(worker.slot)
             room -= 1
             if worker.stage is Stage.READY and self.wanted - self.ready() < self.policy.max_unavailable:

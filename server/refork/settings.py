@@ -300,8 +300,9 @@ class ReforkSurge(Setting):
     desc = """\
         So many replacement workers may be booting at once while a new generation rolls out.
 
-        With `1`, slots change over one after the other. More makes a rollout shorter, and needs memory and processor
-        time for so many more workers meanwhile: little for a refork, whose workers share what they are forked from.
+        With `1`, slots change over one after the other, a tenth of a second apart, so that requests do not wait for the
+        processor time it takes. More makes a rollout shorter, and needs memory and processor time for so many more
+        workers meanwhile: little for a refork, whose workers share what they are forked from.
         """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from refork import decisions, facts
 from refork.api import Outcome, Phase, Refusal, RolloutKind, Trigger
+from refork.generations import BREATH
 from refork.population import Policy, Stage
 from refork.workers import WORKER_BOOT_ERROR
 from tests.unit.world import Behaviour, World, obey
@@ -99,6 +101,24 @@ def test_capacity_never_falls_below_the_wanted_number_in_a_refork_or_rebase() ->
     world.settle()
     assert world.lowest_ready == 4
     assert [rollout.kind for rollout in world.outcomes] == [RolloutKind.REFORK, RolloutKind.REBASE]
+
+
+def test_a_rollout_takes_a_breath_between_two_replacements() -> None:
+    """Forks and first writes take processor time that requests would wait for: they are spread out."""
+    world = booted(wanted=6)
+    forked: list[float] = []
+
+    def note(decision: Decision) -> Behaviour:
+        rolling = world.machine.phase is Phase.ROLLING
+        if rolling and isinstance(decision, decisions.ForkWorker):
+            forked.append(world.now)
+        return Behaviour.OBEY
+
+    world.behave = note
+    world.refork()
+    world.settle()
+    assert len(forked) == 5
+    assert min(later - earlier for earlier, later in pairwise(forked)) >= BREATH
 
 
 def test_max_unavailable_lets_a_slot_go_without_a_worker_for_a_moment() -> None:
