@@ -11,9 +11,10 @@ INSTALLED := $(VENV)/.made
 WITH_EXAMPLES := $(VENV)/.made-with-examples
 WITH_TESTS := $(VENV)/.made-with-tests
 WITH_LINT := $(VENV)/.made-with-lint
+WITH_DOCS := $(VENV)/.made-with-docs
 export PYTHON CC
 
-BENCHES := demo django throughput refork seal endurance sampling chaos leak
+BENCHES := demo django throughput refork seal endurance sampling chaos leak operator
 bench_demo := demo --bench
 bench_django := django_memory
 bench_throughput := throughput
@@ -23,9 +24,10 @@ bench_endurance := endurance
 bench_sampling := sampling
 bench_chaos := chaos
 bench_leak := leak
+bench_operator := operator
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint sanitize clean $(BENCHES:%=bench-%)
+.PHONY: help demo test lint docs manifests sanitize clean $(BENCHES:%=bench-%)
 
 help:  ## this list
 	@printf '%s\n' 'make COMMAND; each sets up what it needs by itself (a virtual environment in $(VENV))' ''
@@ -50,6 +52,13 @@ lint: $(WITH_LINT)  ## style, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(WITH_DOCS)  ## the pages of the site, into site/
+	$(PY) -m mkdocs build --strict --quiet
+
+manifests: $(WITH_TESTS)  ## the tables in the charts' READMEs, and deploy/ from the charts
+	$(PY) helm/readme.py
+	$(PY) deploy/generate.py
+
 bench-demo: ## memory of 8 workers that built 10 million objects each, before and after one refork
 bench-django: ## memory of a Django application, against gunicorn --preload
 bench-throughput: ## requests a second of each worker class, against gunicorn; latency during a refork
@@ -59,6 +68,7 @@ bench-endurance: ## what grows over 100 reforks under load (nothing should)
 bench-sampling: ## what it costs to know the memory of 64 workers, and how fast it is told
 bench-chaos: ## ten minutes of random kills and reforks under load (SECONDS=600)
 bench-leak: ## memory over thirty generations that each replace a cache of 50 MB
+bench-operator: $(WITH_TESTS) ## what the operator costs with 2,000 pods, and how soon it commands
 $(BENCHES:%=bench-%): bench-%: $(WITH_EXAMPLES)
 	@$(PY) -m benchmarks.$(bench_$*)
 
@@ -66,7 +76,7 @@ sanitize: $(WITH_TESTS)  ## the native module under AddressSanitizer and Undefin
 	$(PY) -m pytest -v -rs tests/stress/test_heap_sanitizers.py
 
 clean:  ## remove everything that was made here
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .cache
 	rm -rf server/*.egg-info server/refork/*.so
 	find . -name __pycache__ -type d -not -path './.venv*' -exec rm -rf {} +
 
@@ -84,4 +94,8 @@ $(WITH_TESTS): $(INSTALLED)
 
 $(WITH_LINT): $(WITH_TESTS)
 	@tools/venv.sh $(VENV) lint
+	@touch $@
+
+$(WITH_DOCS): $(INSTALLED)
+	@tools/venv.sh $(VENV) docs
 	@touch $@

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from gunicorn.errors import ConfigError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from docs.reference import settings as reference
 from refork import settings
 from refork.configuration import ReforkConfig
 from refork.refusals import REFUSED, check, is_set, settle
@@ -35,16 +35,6 @@ def refusal(**values: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         check(configured(**values))
     return str(caught.value)
-
-
-def generator() -> Any:
-    """Load the script that writes docs/SETTINGS.md."""
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 # --- refork_after -----------------------------------------------------------------------------------------------------
@@ -380,11 +370,6 @@ def test_our_defaults_give_way_to_what_is_set_for_gunicorn(graceful: int) -> Non
 # --- what is written down ---------------------------------------------------------------------------------------------
 
 
-def test_the_page_about_settings_is_what_the_settings_say() -> None:
-    """Run `python docs/generate.py` when this fails."""
-    assert (DOCS / "SETTINGS.md").read_text() == generator().page()
-
-
 @pytest.mark.parametrize("setting", OURS, ids=lambda setting: setting.name)
 def test_every_setting_of_ours_is_documented(setting: Any) -> None:
     """With its name, its flag and more than one sentence."""
@@ -397,8 +382,7 @@ def test_every_setting_of_ours_is_documented(setting: Any) -> None:
 
 def test_every_setting_of_gunicorn_is_decided_upon_once() -> None:
     """A new version may bring one that means nothing here: then it is to be refused."""
-    page = generator()
-    decided = [*page.REMARKS, *page.AS_THEY_ARE, *REFUSED]
+    decided = [*reference.REMARKS, *reference.AS_THEY_ARE, *REFUSED]
     known = {setting.name for setting in KNOWN_SETTINGS if setting not in OURS}
     assert len(decided) == len(set(decided))
     assert known - set(decided) == set()

@@ -1,0 +1,1 @@
+"""References that are written from the code itself: one module a page."""

@@ -1,0 +1,1 @@
+"""The pages: they are whole, and they say what is."""
