@@ -71,6 +71,11 @@ class Deaths:
         """Whether a request that failed at this moment may have been in the hands of the dead."""
         return any(0 <= moment - death <= IN_ITS_HANDS for death in self.of_serving)
 
+    def beside(self, moment: float) -> str:
+        """Which death of a serving process was nearest to this moment, in words."""
+        nearest = min(self.of_serving, key=lambda death: abs(moment - death), default=None)
+        return "no serving process was killed" if nearest is None else f"{moment - nearest:+.3f} s from a kill"
+
 
 def title(pid: int) -> str:
     """What a process calls itself; empty when it is gone."""
@@ -104,13 +109,14 @@ def kill(server: Server, victim: Victim, deaths: Deaths) -> None:
     while (found := find(server, victim)) is None:
         if time.monotonic() > deadline:
             return
+    now = time.monotonic()  # before the blow: its clients may see it before this program runs again
     try:
         os.kill(found.pid, signal.SIGKILL)
     except ProcessLookupError:
         return
     deaths.count[victim] += 1
     if victim in (Victim.WORKER, Victim.PROMOTED):
-        deaths.of_serving.append(time.monotonic())
+        deaths.of_serving.append(now)
 
 
 def ask_for_refork(server: Server) -> None:
@@ -178,6 +184,8 @@ def main() -> int:
     outside = [moment for moment in report.failed_at if not deaths.explain(moment)]
     for note in report.notes:
         say(f"failed: {note}")
+    for moment in outside:
+        say(f"outside: {deaths.beside(moment)}")
     print("\n" + table(("killed", "times"), tuple(deaths.count.items())) + "\n")
     figures = {
         "seconds": SECONDS,

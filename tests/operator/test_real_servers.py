@@ -109,10 +109,12 @@ def show(box: Box, real: list[Real]) -> None:
         box.pod(f"web-7d9f-{number}", kind="Deployment")
         status = box.api.get("pods", f"web-7d9f-{number}")["status"] | {"podIP": server.address}
         box.api.patch("pods", f"web-7d9f-{number}", {"status": status}, status=True)
-    until(
-        lambda: all(server.process.poll() is None and server.status.get("ready") == 3 for server in real),
-        what="servers that serve; one says:\n" + (box.directory / f"{real[0].address}.log").read_text(),
-    )
+    for server in real:
+        log = box.directory / f"{server.address}.log"
+        try:
+            until(lambda server=server: server.process.poll() is None and server.status.get("ready") == 3)
+        except AssertionError:
+            pytest.fail(f"{server.address} does not serve:\n{log.read_text()}")
 
 
 def grow(server: Real) -> None:
