@@ -150,8 +150,9 @@ class Cluster:
             params.headers["Authorization"] = token
         if params.method == "GET" and "watch" in params.url.query:
             resource = params.url.path.rpartition("/")[2]
+            restarts = self._metrics.watch_restarts.labels(resource)
             if resource in self._watches:
-                self._metrics.watch_restarts.labels(resource).inc()
+                restarts.inc()
             self._watches.add(resource)
         elif params.method == "GET" and params.url.path.rpartition("/")[2] in self._watches:
             self.on_list(params.url.path.rpartition("/")[2])

@@ -6,6 +6,8 @@ from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from refork_operator.reforks import Outcome
+
 _POLL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
@@ -76,6 +78,13 @@ class Metrics:
             registry=registry,
             buckets=(0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0),
         )
+
+    def expect(self, policy: str) -> None:
+        """Have the counters of a policy begin at zero: a series that is born with its first event hides it."""
+        self.realised.labels(policy)
+        for outcome in Outcome:
+            if outcome is not Outcome.POSTPONED:  # which is no end
+                self.reforks.labels(policy, outcome)
 
     def forget(self, policy: str) -> None:
         """Drop the gauges of a policy that is gone."""

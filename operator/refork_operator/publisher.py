@@ -143,7 +143,8 @@ class Publisher:
                 self._log.warning("status not written", policy=found.label, error=error)
 
     def _show(self, found: ReforkPolicy, members: Sequence[Watched]) -> None:
-        """Set the gauges of a policy."""
+        """Set the gauges of a policy, and begin its counters."""
+        self._metrics.expect(found.label)
         seen = [watched.observation for watched in members if watched.observation is not None]
         self._metrics.watched.labels(found.label).set(len(members))
         self._metrics.degraded.labels(found.label).set(sum(bool(watched.troubled) for watched in members))
