@@ -4,98 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import re
-import shutil
-import subprocess
-import urllib.parse
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
 from refork import api
 from tests.integration.server import PATIENCE, Server, free_port, until
+from tests.observability.prometheus import Prometheus, Target, needs_prometheus, scraping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.integration.conftest import Serve
 
-PROMETHEUS = shutil.which("prometheus")
-pytestmark = pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed: apt-get install prometheus")
+pytestmark = needs_prometheus
 
 ROOT = Path(__file__).parents[2]
 QUERY = re.compile(r"^\| [^|`]+\? \| `([^`]*refork_[^`]*)` \|", re.MULTILINE)
 """A row of a table of questions and queries."""
 
 MIB = 1024 * 1024
-CONFIGURATION = """
-global: {{scrape_interval: 500ms, scrape_timeout: 500ms}}
-scrape_configs:
-- job_name: refork
-  static_configs:
-  - targets: ["127.0.0.1:{port}"]
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Prometheus:
-    """A running Prometheus."""
-
-    port: int
-
-    def ask(self, path: str, **parameters: str) -> Any:
-        """Ask its API; None when it does not answer yet."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        with contextlib.closing(connection), contextlib.suppress(ConnectionError):
-            connection.request("GET", f"{path}?{urllib.parse.urlencode(parameters)}")
-            answer = connection.getresponse()
-            body = answer.read()
-            if answer.status in {200, 400}:
-                return json.loads(body)
-        return None
-
-    def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """Evaluate an expression now: labels and value of each result."""
-        answer = self.ask("/api/v1/query", query=expression)
-        assert answer is not None
-        assert answer["status"] == "success", answer
-        return [(result["metric"], float(result["value"][1])) for result in answer["data"]["result"]]
-
-    def number(self, expression: str) -> float | None:
-        """Evaluate an expression with one result; None if there is none."""
-        results = self.query(expression)
-        assert len(results) <= 1, results
-        return results[0][1] if results else None
 
 
 @pytest.fixture
 def watched(serve: Serve, tmp_path: Path) -> Iterator[tuple[Server, Prometheus]]:
     """Boot a server, and a Prometheus that has scraped it."""
-    target, port = free_port(), free_port()
-    server = serve("--metrics-bind", f"127.0.0.1:{target}", workers=3)
-    directory = tmp_path / "prometheus"
-    directory.mkdir()
-    (directory / "prometheus.yml").write_text(CONFIGURATION.format(port=target))
-    assert PROMETHEUS is not None
-    command = [
-        PROMETHEUS,
-        f"--config.file={directory / 'prometheus.yml'}",
-        f"--storage.tsdb.path={directory / 'data'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    with (directory / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        prometheus = Prometheus(port)
-        try:
-            until(lambda: prometheus.ask("/api/v1/query", query="up"), what="Prometheus")
-            until(lambda: prometheus.number("up == 1"), what="the first scrape")
-            yield server, prometheus
-        finally:
-            process.terminate()
-            process.wait(PATIENCE)
+    address = f"127.0.0.1:{free_port()}"
+    server = serve("--metrics-bind", address, workers=3)
+    with scraping(tmp_path / "prometheus", [Target(address)]) as prometheus:
+        yield server, prometheus
 
 
 def agree(
