@@ -1,0 +1,171 @@
+"""What the chart of applications refuses, and that it says what would have been right."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.helm import harness
+from tests.helm.app_chart import ACCOUNT, EVERYTHING, EXPORTER, IMAGE, TLS, TOKEN, WSGI, with_value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.helm.harness import Object
+
+SCHEMA = json.loads((harness.APP / "values.schema.json").read_text())
+DEFAULTS = yaml.safe_load((harness.APP / "values.yaml").read_text())
+CRD = yaml.safe_load((harness.OPERATOR / "files/reforkpolicy-crd.yaml").read_text())
+
+CONTRADICTIONS: dict[str, tuple[Object, str]] = {
+    "no image": ({"app": "app:app"}, "set image.repository"),
+    "no tag": ({"image": {"repository": "shop"}, "app": "app:app"}, "set image.tag or image.digest"),
+    "no application": ({"image": IMAGE}, "set app to MODULE:CALLABLE"),
+    "control in the clear": (
+        {**WSGI, "control": {"auth": "Token"}},
+        "control.tls.secretName, or control.plaintext=true",
+    ),
+    "plaintext with TLS": ({**WSGI, "control": {**TOKEN, "tls": TLS}}, "one or the other"),
+    "a policy that nobody can carry out": ({**WSGI, "policy": {"enabled": True}}, "set control.auth"),
+    "a certificate without a name": (
+        {**WSGI, "control": {"auth": "Token", "tls": {"secretName": "t"}}, "policy": {"enabled": True}},
+        "control.tls.serverName",
+    ),
+    "keys without an issuer": ({**WSGI, "control": {**ACCOUNT, "keys": {"jwks": "/keys"}}}, "go together"),
+    "an exporter that is commanded": ({"image": IMAGE, "exporter": EXPORTER, "control": TOKEN}, "control.auth to None"),
+    "an exporter with a policy": (
+        {"image": IMAGE, "exporter": EXPORTER, "policy": {"enabled": True}},
+        "policy.enabled",
+    ),
+    "workers said twice": ({**WSGI, "extraArgs": ["--workers=8"]}, "is what the value workers is for"),
+    "a grace period of its own": ({**WSGI, "extraArgs": ["--graceful-timeout=8"]}, "the value gracefulTimeout is for"),
+    "another metrics port": ({**WSGI, "extraArgs": ["--metrics-bind=:1"]}, "come to port 9090"),
+    "another door": ({**WSGI, "extraArgs": ["--control-plaintext"]}, "values under control"),
+    "workers in the configuration too": ({**WSGI, "config": "workers = 8\n"}, "config sets workers"),
+    "a drain in the configuration": ({**WSGI, "config": "graceful_timeout=8\n"}, "config sets graceful_timeout"),
+    "autoscaling of nothing": ({**WSGI, "autoscaling": {"enabled": True}}, "set resources.requests.cpu"),
+    "autoscaling backwards": (
+        {**EVERYTHING, "autoscaling": {"enabled": True, "minReplicas": 5, "maxReplicas": 4}},
+        "minReplicas (5) exceeds maxReplicas (4)",
+    ),
+}
+
+WRONG: dict[str, Any] = {
+    "app": "shop wsgi",
+    "autoscaling.minReplicas": 0,
+    "bind": "8000",
+    "config": {"workers": 8},
+    "control.auth": "Password",
+    "control.keys.jwks": "http://keys.example.org",
+    "control.operator.namespace": "Refork System",
+    "control.token.key": "",
+    "env": {"COLOUR": "green"},
+    "exporter.app.command": "gunicorn",
+    "exporter.app.readinessPath": "health",
+    "exporter.extraArgs": ["-i"],
+    "extraArgs": ["-w", "4"],
+    "gracefulTimeout": 0,
+    "image.digest": "sha256:short",
+    "image.pullPolicy": "always",
+    "image.tag": 1.2,
+    "ingress.host": "https://shop",
+    "podAnnotations": {"number": 1},
+    "podDisruptionBudget.maxUnavailable": "half",
+    "podMonitor.interval": 15,
+    "policy.spec.mode": "enforce",
+    "policy.spec.triggers": [{"metric": "PSS"}],
+    "preStopSeconds": 0,
+    "replicas": "2",
+    "resources.limit": {"memory": "1Gi"},
+    "service.port": 0,
+    "spawnTimeout": "1m",
+    "strategy.type": "Rolling",
+    "threads": 0,
+    "workers": 1025,
+}
+"""A value of the wrong kind for a path."""
+
+
+def objects_in(schema: Object, path: str = "") -> Iterator[tuple[str, Object]]:
+    """Go through the schemas that list the properties of an object."""
+    if "properties" in schema:
+        yield path, schema
+    for name, inner in schema.get("properties", {}).items():
+        yield from objects_in(inner, f"{path}.{name}")
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_contradictions_are_refused_with_the_way_out(case: str) -> None:
+    """What the schema cannot say is refused in a sentence that names what to set."""
+    values, words = CONTRADICTIONS[case]
+    assert words in harness.refusal(harness.APP, values)
+
+
+@pytest.mark.parametrize("path", WRONG)
+def test_wrong_values_are_refused(path: str) -> None:
+    """The schema refuses a value of the wrong kind, and names it."""
+    message = harness.refusal(harness.APP, with_value(WSGI, path, WRONG[path]))
+    assert path.rsplit(".", maxsplit=1)[-1] in message
+
+
+def test_unknown_values_are_refused_everywhere() -> None:
+    """A mistyped name is refused at each level, not ignored."""
+    for path, schema in objects_in(SCHEMA):
+        assert schema.get("additionalProperties") is False or path.endswith(".items"), path
+    for path, inner in objects_in(SCHEMA):
+        named = f"{path}.typo".removeprefix(".")
+        if "items" not in path:
+            assert "typo" in harness.refusal(harness.APP, with_value(WSGI, named, "x")), inner
+
+
+def test_schema_and_values_know_the_same_names() -> None:
+    """Every value has a default, and every default a schema."""
+
+    def names(values: Object, schema: Object, path: str) -> Iterator[str]:
+        properties = schema.get("properties")
+        if properties is None or path.startswith((".policy.spec", ".exporter.resources.")):
+            return
+        optional = {"global"} if not path else set()
+        if path in {
+            ".resources",
+            ".tmp",
+            ".affinity",
+            ".exporter.resources",
+            ".strategy",
+        }:  # Kubernetes' own, part of it
+            assert set(values) <= set(properties), path
+            return
+        yield from (f"{path}.{name}" for name in set(properties) ^ set(values) ^ optional)
+        for name in set(properties) & set(values):
+            if isinstance(values[name], dict):
+                yield from names(values[name], properties[name], f"{path}.{name}")
+
+    assert list(names(DEFAULTS, SCHEMA, "")) == []
+
+
+def test_the_policy_of_the_values_is_that_of_the_crd() -> None:
+    """The schema has every field of a policy's spec as the CRD has it, except those that the chart fills in."""
+    spec = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    wanted = as_json_schema({**spec, "required": []})
+    for filled in ("selector", "control"):
+        del wanted["properties"][filled]
+    assert SCHEMA["properties"]["policy"]["properties"]["spec"] == wanted
+
+
+def as_json_schema(schema: Object) -> Object:
+    """Say in JSON Schema, strictly, what a CRD's schema says. CEL rules are left to the API server."""
+    kept = ("type", "enum", "minimum", "maximum", "minLength", "maxLength", "pattern", "minItems", "maxItems")
+    found = {key: schema[key] for key in kept if key in schema}
+    if schema.get("required"):
+        found["required"] = schema["required"]
+    if schema.get("x-kubernetes-int-or-string"):
+        found["type"] = ["integer", "string"]
+    if "properties" in schema:
+        found["additionalProperties"] = False
+        found["properties"] = {name: as_json_schema(inner) for name, inner in schema["properties"].items()}
+    if "items" in schema:
+        found["items"] = as_json_schema(schema["items"])
+    return found
