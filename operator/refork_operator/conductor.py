@@ -132,6 +132,7 @@ class Conductor:
             try:
                 await self._with.writer.annotate_or_fail(pod, {STATE: states.write(watched.state)})
             except ClusterError as error:
+                self._with.log.warning("refork not begun", pod=pod.label, error=error)
                 watched.take_back(
                     before, history, until=time.time() + _UNWRITTEN_SECONDS, why=f"not written down: {error}"
                 )

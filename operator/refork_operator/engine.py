@@ -350,6 +350,8 @@ class Engine:
         except ClusterError as error:
             if error.status in GONE:
                 self.drop_pod(pod.key)
+            else:
+                self._log.warning("pod not looked up", pod=pod.label, error=error)
 
     def _judge(self, watched: Watched) -> None:
         """Have the memory of a pod considered, by itself when it wants nothing, among others when it does."""

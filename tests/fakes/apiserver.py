@@ -363,7 +363,7 @@ class ApiServer:
         status = 500
         try:
             await self._maybe_misbehave(verb, resource)
-            self._authorise(who, verb, kind, resource, namespace)
+            self._authorise(who, verb, kind, resource, namespace, name)
             status = 200
             if watching:
                 self.requests.append(Request(time.monotonic(), verb, resource, request.path, who.name, status))
@@ -470,13 +470,16 @@ class ApiServer:
             raise _Status(401, "Unauthorized", "Unauthorized")
         return self.accounts[token]
 
-    def _authorise(self, who: Account, verb: str, kind: Kind, resource: str, namespace: str | None) -> None:
+    def _authorise(  # noqa: PLR0917 - the parts of an address
+        self, who: Account, verb: str, kind: Kind, resource: str, namespace: str | None, name: str | None
+    ) -> None:
         if who.rules is None:
             return
         rules = [*who.rules, *(who.namespaces.get(namespace or "", []))]
         for rule in rules:
             groups, resources, verbs = rule["apiGroups"], rule["resources"], rule["verbs"]
-            if kind.group in groups and resource in resources and verb in verbs:
+            named = "resourceNames" not in rule or name in rule["resourceNames"]
+            if kind.group in groups and resource in resources and verb in verbs and named:
                 return
         what = f'resource "{resource}" in API group "{kind.group}"'
         message = f'{resource} is forbidden: User "{who.name}" cannot {verb} {what}'

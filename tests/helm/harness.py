@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.util
 import json
+import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,13 +27,14 @@ from tests.helm import monitoring
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
 
 type Object = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
 OPERATOR = ROOT / "helm/refork"
 APP = ROOT / "helm/refork-app"
-VERSIONS = ("1.31", "1.32", "1.33", "1.34", "1.35", "1.36")
+VERSIONS = tuple(f"1.{minor}" for minor in range(30, 38))
 """The versions of Kubernetes that the charts are made for."""
 
 LONGEST_NAME = 63
@@ -115,6 +119,10 @@ def objects_of(text: str) -> tuple[Object, ...]:
     return tuple(item for item in yaml.load_all(text, Loader=_Loader) if item)
 
 
+# It reads its files, of some megabytes, for each object again.
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
+
+
 # --- as a cluster sees them -------------------------------------------------------------------------------------------
 
 
@@ -179,7 +187,7 @@ def containers(pod: Object) -> list[Object]:
 
 
 def unrestricted(pod: Object) -> list[str]:
-    """Return what keeps a pod from the restricted Pod Security Standard, or its root file system from being read-only."""
+    """Return what keeps a pod from the restricted Pod Security Standard, and whose root file system can be written."""
     spec = pod["spec"]
     security = spec.get("securityContext", {})
     wrong = [f"{field} is set" for field in ("hostNetwork", "hostPID", "hostIPC") if spec.get(field)]
@@ -267,3 +275,57 @@ def too_long(objects: tuple[Object, ...]) -> list[str]:
     names = [item["metadata"]["name"] for item in objects]
     values = [value for each in metadata for value in each.get("labels", {}).values()]
     return [text for text in (*names, *values) if len(text) > LONGEST_NAME]
+
+
+# --- values and their schema ------------------------------------------------------------------------------------------
+
+
+def open_levels(schema: Object, path: str = "") -> Iterator[str]:
+    """Return where a schema lets any name stand."""
+    if schema.get("type") == "object" and schema.get("additionalProperties", True) is True:
+        yield path
+    for key in ("properties", "definitions"):
+        for name, inner in schema.get(key, {}).items():
+            yield from open_levels(inner, f"{path}.{key}.{name}".lstrip("."))
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            yield from open_levels(schema[key], f"{path}.{key}".lstrip("."))
+    for key in ("anyOf", "allOf", "oneOf"):
+        for number, inner in enumerate(schema.get(key, [])):
+            yield from open_levels(inner, f"{path}.{key}[{number}]".lstrip("."))
+
+
+def declared(schema: Object, path: str = "") -> set[str]:
+    """Return the names that a schema lists, with dots between levels; of lists and maps only their own."""
+    found = set()
+    for name, inner in schema.get("properties", {}).items():
+        here = f"{path}{name}"
+        found |= {here} | (declared(inner, f"{here}.") if inner.get("type") == "object" else set())
+    return found
+
+
+def names(values: Object, schema: Object, path: str = "") -> set[str]:
+    """Return the names of values, as deep as the schema lists names."""
+    found = set()
+    for name, inner in values.items():
+        here, below = f"{path}{name}", schema.get("properties", {}).get(name, {})
+        deeper = isinstance(inner, dict) and "properties" in below
+        found |= {here} | (names(inner, below, f"{here}.") if deeper else set())
+    return found
+
+
+def script(path: str) -> ModuleType:
+    """Load a script of the repository, by its path in it."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def project_version() -> str:
+    """Return the version of the project."""
+    version: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    return version

@@ -19,13 +19,12 @@ import yaml
 
 from tests.fakes.apiserver import Account, ApiServer
 from tests.fakes.pods import FakePod, FakePods
+from tests.helm import harness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
-CRD = ROOT / "helm/refork/files/reforkpolicy-crd.yaml"
-RULES = ROOT / "helm/refork/files/operator-rules.yaml"
 OPERATOR_TOKEN = "operator-token"
 PATIENCE = 30.0
 
@@ -39,6 +38,20 @@ def until[Found](look: Callable[[], Found], *, seconds: float = PATIENCE, what: 
             return found
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what or look}"
         time.sleep(0.02)
+
+
+def account(name: str, release: harness.Release) -> Account:
+    """Find out what a release of the chart lets its operator do, as an API server does: from binding to role."""
+    bound = Account(name, rules=[])
+    for binding in (*release.of("ClusterRoleBinding"), *release.of("RoleBinding")):
+        namespace = binding["metadata"].get("namespace", "")
+        roles = release.of(binding["roleRef"]["kind"])
+        wanted = (binding["roleRef"]["name"], namespace)
+        (role,) = [
+            each for each in roles if (each["metadata"]["name"], each["metadata"].get("namespace", "")) == wanted
+        ]
+        (bound.namespaces.setdefault(namespace, []) if namespace else bound.rules).extend(role["rules"])
+    return bound
 
 
 class Process:
@@ -107,11 +120,9 @@ class Box:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.api = ApiServer().start()
-        self.api.install(yaml.safe_load(CRD.read_text()))
-        rules = yaml.safe_load(RULES.read_text())
-        self.api.accounts[OPERATOR_TOKEN] = Account(
-            "operator", rules=[*rules["watched"], *rules["secrets"]], namespaces={"refork": rules["lease"]}
-        )
+        release = harness.render(harness.OPERATOR)
+        self.api.install(release.one("CustomResourceDefinition"))
+        self.api.accounts[OPERATOR_TOKEN] = account("operator", release)
         self.pods = FakePods().start()
         self.kubeconfig = self._write("kubeconfig", self.api.kubeconfig(OPERATOR_TOKEN))
         self.admin = self._write("admin", self.api.kubeconfig())
@@ -137,23 +148,23 @@ class Box:
         return process
 
     def deployment(
-        self, name: str, *, replicas: int, kind: str = "Deployment", created: str = "", **facts: Any
+        self, name: str, *, replicas: int, kind: str = "Deployment", namespace: str = "default", **facts: Any
     ) -> list[FakePod]:
         """Create a workload and its pods, which answer."""
         plural = {"Deployment": "deployments", "StatefulSet": "statefulsets", "DaemonSet": "daemonsets"}[kind]
         self.api.create(
             plural,
             {
-                "metadata": {"name": name, "creationTimestamp": "2026-01-01T00:00:00Z"},
+                "metadata": {"name": name, "namespace": namespace, "creationTimestamp": "2026-01-01T00:00:00Z"},
                 "spec": {"replicas": replicas, "template": {"metadata": {"labels": {"app": name}}}},
             },
         )
         return [
-            self.pod(f"{name}-7d9f-{number}", app=name, kind=kind, created=created, **facts)
+            self.pod(f"{name}-7d9f-{number}", app=name, kind=kind, namespace=namespace, **facts)
             for number in range(replicas)
         ]
 
-    def pod(self, name: str, *, app: str = "web", kind: str = "", created: str = "", ready: bool = True,
+    def pod(self, name: str, *, namespace: str = "default", app: str = "web", kind: str = "", ready: bool = True,
             annotations: dict[str, str] | None = None, **facts: Any) -> FakePod:  # fmt: skip
         """Create a pod that answers."""
         fake = self.pods.add(self._number, **facts)
@@ -169,10 +180,11 @@ class Box:
             {
                 "metadata": {
                     "name": name,
+                    "namespace": namespace,
                     "labels": labels,
                     "annotations": annotations or {},
                     "ownerReferences": owners,
-                    "creationTimestamp": created or "2026-01-01T00:00:00Z",
+                    "creationTimestamp": "2026-01-01T00:00:00Z",
                 },
                 "spec": {
                     "nodeName": f"node-{self._number % 3}",
@@ -193,7 +205,7 @@ class Box:
         )
         return fake
 
-    def policy(self, name: str = "policy", **spec: Any) -> dict[str, Any]:
+    def policy(self, name: str = "policy", *, namespace: str = "default", **spec: Any) -> dict[str, Any]:
         """Create a policy with short times."""
         whole = {
             "selector": {"matchLabels": {"app": "web"}},
@@ -204,7 +216,7 @@ class Box:
             "maxConcurrent": "100%",
             "minAge": "0s",
         } | spec
-        return self.api.create("reforkpolicies", {"metadata": {"name": name}, "spec": whole})
+        return self.api.create("reforkpolicies", {"metadata": {"name": name, "namespace": namespace}, "spec": whole})
 
     def annotations(self, plural: str, name: str) -> dict[str, str]:
         found: dict[str, str] = self.api.get(plural, name)["metadata"].get("annotations") or {}
@@ -244,7 +256,8 @@ class Box:
 
 @pytest.fixture
 def box(tmp_path: Path) -> Iterator[Box]:
-    """An empty cluster with the CRD and the operator's roles."""
+    """An empty cluster with what the operator's chart installs. In the end, nothing may have been forbidden."""
     cluster = Box(tmp_path)
     yield cluster
     cluster.close()
+    assert not cluster.api.asked(who="operator", status=403)

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 import yaml
 
-from tests.fakes.apiserver import Account
-from tests.operator.conftest import RULES, Box, until
+from tests.helm import harness
+from tests.operator.conftest import Box, account, until
 
 MIB = 1 << 20
 
@@ -241,10 +241,10 @@ def test_an_api_server_that_throttles_is_asked_again(box: Box) -> None:
 
 
 def test_one_namespace_needs_only_a_role(box: Box) -> None:
-    """With --namespaces, the same rules in one namespace suffice: no request is refused."""
-    rules = yaml.safe_load(RULES.read_text())
-    limited = {"default": [*rules["watched"], *rules["secrets"]], "refork": rules["lease"]}
-    box.api.accounts["limited"] = Account("limited", rules=[], namespaces=limited)
+    """With --namespaces, what the chart grants in one namespace suffices: no request is refused."""
+    release = harness.render(harness.OPERATOR, {"watch": {"namespaces": ["default"]}})
+    box.api.accounts["limited"] = account("limited", release)
+    assert not box.api.accounts["limited"].rules
     box.kubeconfig.write_text(yaml.safe_dump(box.api.kubeconfig("limited")))
     pods = box.deployment("web", replicas=2, gained=[100 * MIB] * 4)
     box.policy()
@@ -273,15 +273,3 @@ def test_a_policy_of_another_version_says_that_it_is_not_understood(box: Box) ->
     until(lambda: box.condition("Ready").get("reason") == "Invalid")
     assert "Atlantis" in box.condition("Ready")["message"]
     until(lambda: all(pod.reforks == 1 for pod in pods))
-
-
-def test_everything_it_asks_is_allowed_by_its_roles(box: Box) -> None:
-    """The rules in the chart are enough for all of it."""
-    pods = box.deployment("web", replicas=2, gained=[100 * MIB] * 4)
-    box.policy()
-    operator = box.operator()
-    until(lambda: all(pod.reforks == 1 for pod in pods))
-    box.api.annotate("deployments", "web", now())
-    until(lambda: box.outcome("deployments", "web"))
-    operator.stop()
-    assert not box.api.asked(status=403)
