@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import helm_python
 import pytest
 import yaml
 
@@ -515,30 +517,57 @@ def test_every_dashboard_and_rule_of_the_chart_is_installed() -> None:
 # --- what people do with it -------------------------------------------------------------------------------------------
 
 
-def commands(release: Release) -> list[str]:
-    """Return the commands that the notes tell."""
-    return [line.strip() for line in release.notes.splitlines() if re.match(r" +(helm|kubectl) ", line)]
+def commands(release: Release) -> list[list[str]]:
+    """Return the commands that the notes tell, in words."""
+    return [
+        shlex.split(command)
+        for command in re.findall(r"^ +((?:helm|kubectl) (?:.*\\\n)*.*)$", release.notes, re.MULTILINE)
+    ]
+
+
+def told(words: list[str]) -> Object:
+    """Return the values that a command sets."""
+    return helm_python.parse_set_string(",".join(words[n + 1] for n, word in enumerate(words) if word == "--set"))
 
 
 def test_the_notes_tell_three_commands() -> None:
     """They are those for this release, ready to be pasted."""
-    test, install, look = commands(render(OPERATOR, name="mine", namespace="ops"))
-    assert test == "helm test mine --namespace ops"
-    assert install.startswith("helm install web oci://ghcr.io/refork/charts/refork-app --namespace default ")
-    assert look == "kubectl get reforkpolicies --all-namespaces"
+    test, install, look = commands(render(OPERATOR, name="refork", namespace="refork-system"))
+    assert test == ["helm", "test", "refork", "--namespace", "refork-system"]
+    assert install[:6] == [
+        "helm",
+        "install",
+        "shop",
+        "oci://ghcr.io/refork/charts/refork-app",
+        "--namespace",
+        "default",
+    ]
+    assert look == ["kubectl", "get", "reforkpolicies", "--all-namespaces"]
+
+
+@pytest.mark.parametrize("values", [{}, {"identity": False}], ids=["identity", "token"])
+@pytest.mark.parametrize("name", ["refork", "mine"])
+def test_the_application_of_the_notes_trusts_this_operator(name: str, values: Object) -> None:
+    """The command installs one whose policy reaches it, by the identity of this very release or by a token."""
+    operators = render(OPERATOR, values, name=name, namespace="ops")
+    shown = told(commands(operators)[1])
+    shown["image"] = {"repository": "registry.example.org/shop", "tag": "1"}
+    container = render(harness.APP, shown, name="shop").one("Deployment")["spec"]["template"]["spec"]["containers"][0]
+    account = operators.one("ServiceAccount")["metadata"]["name"]
+    assert (f"ops:{account}" in " ".join(container["args"])) is ("identity" not in values)
+    assert ("--control-token-file" in " ".join(container["args"])) is ("identity" in values)
 
 
 def test_the_notes_depend_on_the_values() -> None:
     """They name the watched namespace, and what is still missing."""
     release = render(OPERATOR, {"watch": {"namespaces": ["shop", "blog"]}})
     assert "the namespaces shop, blog" in release.notes
-    assert commands(release)[2] == "kubectl get reforkpolicies --namespace shop"
-    dry = render(OPERATOR, {"dryRun": True})
-    assert commands(dry)[1] == "kubectl logs --namespace refork deployment/refork-operator --follow"
+    assert commands(release)[1][4:6] == commands(release)[2][3:] == ["--namespace", "shop"]
+    assert "only decides and logs" in render(OPERATOR, {"dryRun": True}).notes
     lacking = render(OPERATOR, NOTHING).notes
     assert "left to you" in lacking
-    assert "bind existing to the rules" in lacking
-    assert "left to you" not in release.notes
+    assert "bind the ServiceAccount existing to the rules" in lacking
+    assert not [word for word in ("left to you", "no rights", "only decides") if word in release.notes]
 
 
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
