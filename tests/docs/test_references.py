@@ -146,25 +146,40 @@ def leaves(values: dict[str, Any], *, at: str = "") -> Iterator[str]:
             yield f"{at}{name}"
 
 
-def test_values_that_a_page_sets_are_those_of_the_chart() -> None:
-    """`--set control.auth=…`: each names something that the chart's values have."""
-    install = re.compile(r"charts/(refork(?:-app)?)(?![\w-])([^\n]*)")
-    found = 0
+def installations() -> Iterator[Any]:
+    """Find each installation that a page shows: the chart, and all that is set for the release up to there."""
+    helm = re.compile(
+        r"^(?:\$ )?helm (install|upgrade|template) ([\w-]+) \S*?(?:charts|helm)/(refork(?:-app)?)(?![\w-])(.*)"
+    )
     for path in pages():
-        for chart, words in install.findall(path.read_text().replace("\\\n", " ")):
-            values = yaml.safe_load((ROOT / "helm" / chart / "values.yaml").read_text())
-            for name in re.findall(r"--set ([\w.]+)=", words):
-                found += 1
-                assert has(values, name), f"{shown(path)}: {name}"
-    assert found
+        releases: dict[str, list[str]] = {}
+        for line in "\n".join(code(path.read_text(), "sh", "console")).replace("\\\n", " ").splitlines():
+            for verb, release, chart, words in helm.findall(line):
+                before = releases.get(release, []) if verb == "upgrade" and "--reuse-values" in words else []
+                releases[release] = before + re.findall(r"--set[ =]'?([^\s']+)", words)
+                yield pytest.param(chart, releases[release], id=f"{shown(path)}: {verb} {release}")
 
 
-def has(values: Any, name: str) -> bool:
-    """Whether values have something of this name; below what is empty there may be anything."""
-    first, _, rest = name.partition(".")
-    if values == {}:
-        return True
-    return isinstance(values, dict) and first in values and (not rest or has(values[first], rest))
+@pytest.mark.parametrize(("chart", "assignments"), list(installations()))
+def test_charts_take_what_a_page_sets(chart: str, assignments: list[str]) -> None:
+    """The release renders: its schema and its checks accept every value that somebody will paste."""
+    harness = pytest.importorskip("tests.helm.harness", reason="helm-python-sdk is not installed")
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        path, _, text = assignment.partition("=")
+        *groups, name = path.split(".")
+        inner = values
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[name] = text.strip("{}").split(",") if text.startswith("{") else typed(text)
+    harness.render(ROOT / "helm" / chart, values)
+
+
+def typed(text: str) -> str | int | bool:
+    """Read a value as Helm's --set does: whole numbers and truth are told from text, and nothing else is."""
+    if text in {"true", "false"}:
+        return text == "true"
+    return int(text) if re.fullmatch(r"0|-?[1-9]\d*", text) else text
 
 
 def threats() -> list[str]:
