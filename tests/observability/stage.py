@@ -1,4 +1,4 @@
-"""Everything that the dashboards show, for real: servers under load, the operator that reforks them, and Prometheus.
+"""Everything that the dashboards show, for real: servers, the operator that reforks them, an exporter, and Prometheus.
 
 The servers are real processes, each shown to a fake API server as a pod; the operator is a real process that reads
 them there, asks them over TCP, and reforks them; Prometheus scrapes all of them, with the labels that a PodMonitor
@@ -20,6 +20,7 @@ import msgspec
 
 from refork import api, metrics_app
 from tests.integration.server import BRISK, WSGI, Server, free_port, until
+from tests.observability.plain import plain
 from tests.observability.prometheus import Prometheus, Target, scraping
 from tests.operator.conftest import Box
 
@@ -194,6 +195,7 @@ def staged(directory: Path) -> Iterator[Stage]:
         pod = Pod(1, "shop", "web", "web-0", Server(home, traces=True))
         closing.callback(pod.server.close)
         operator = box.operator()
+        legacy = closing.enter_context(plain(directory / "plain"))
         pod.start(*BRISK, app=WSGI, workers=3)
         workload(box, pod.namespace, pod.job)
         box.api.create("pods", pod.manifest())
@@ -202,7 +204,7 @@ def staged(directory: Path) -> Iterator[Stage]:
         limited = Limited(pod)
         closing.callback(limited.close)
         labels = {"namespace": "refork", "job": "refork-operator", "pod": "refork-operator-0"}
-        targets = [pod.target, limited.target, Target(operator.url.removeprefix("http://"), labels)]
+        targets = [pod.target, limited.target, legacy.target, Target(operator.url.removeprefix("http://"), labels)]
         prometheus = closing.enter_context(scraping(directory / "prometheus", targets, rules=[RULES]))
         _live(box, pod)
         yield Stage(box, operator, prometheus, [pod], began)
