@@ -274,6 +274,15 @@ def test_only_the_operator_reaches_the_control_port() -> None:
     assert "refork-control" not in str(rendered({**WSGI, "networkPolicy": {"enabled": True}}).one("NetworkPolicy"))
 
 
+def test_the_test_pod_reaches_the_application() -> None:
+    """Whoever else is kept out by the NetworkPolicy: `helm test` asks from a pod with labels of its own."""
+    release = rendered(EVERYTHING)
+    rules = release.one("NetworkPolicy")["spec"]["ingress"]
+    (peers,) = [rule["from"] for rule in rules if rule["ports"] == [{"port": "http"}]]
+    labels = release.one("Pod")["metadata"]["labels"]
+    assert {"podSelector": {"matchLabels": labels}} in peers
+
+
 def test_the_operator_is_who_its_own_chart_makes_it() -> None:
     """The defaults name the namespace and ServiceAccount that the documented installation of the operator has."""
     operator = harness.render(harness.OPERATOR, name="refork", namespace="refork-system").one("ServiceAccount")[

@@ -12,8 +12,6 @@ from tests.helm import harness
 from tests.helm.app_chart import ACCOUNT, EVERYTHING, EXPORTER, IMAGE, TLS, TOKEN, WSGI, with_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.helm.harness import Object
 
 SCHEMA = json.loads((harness.APP / "values.schema.json").read_text())
@@ -89,14 +87,6 @@ WRONG: dict[str, Any] = {
 """A value of the wrong kind for a path."""
 
 
-def objects_in(schema: Object, path: str = "") -> Iterator[tuple[str, Object]]:
-    """Go through the schemas that list the properties of an object."""
-    if "properties" in schema:
-        yield path, schema
-    for name, inner in schema.get("properties", {}).items():
-        yield from objects_in(inner, f"{path}.{name}")
-
-
 @pytest.mark.parametrize("case", CONTRADICTIONS)
 def test_contradictions_are_refused_with_the_way_out(case: str) -> None:
     """What the schema cannot say is refused in a sentence that names what to set."""
@@ -111,39 +101,32 @@ def test_wrong_values_are_refused(path: str) -> None:
     assert path.rsplit(".", maxsplit=1)[-1] in message
 
 
-def test_unknown_values_are_refused_everywhere() -> None:
-    """A mistyped name is refused at each level, not ignored."""
-    for path, schema in objects_in(SCHEMA):
-        assert schema.get("additionalProperties") is False or path.endswith(".items"), path
-    for path, inner in objects_in(SCHEMA):
-        named = f"{path}.typo".removeprefix(".")
-        if "items" not in path:
-            assert "typo" in harness.refusal(harness.APP, with_value(WSGI, named, "x")), inner
+def test_no_level_of_the_schema_is_open() -> None:
+    """A mistyped name is refused, except where Helm or Kubernetes define what may stand there."""
+    opened = {"properties.global", "definitions.kubernetes", "definitions.named"}
+    assert set(harness.open_levels(SCHEMA)) == opened
+
+
+@pytest.mark.parametrize("path", ["typo", "control.typo", "exporter.app.typo", "policy.spec.typo", "resources.typo"])
+def test_unknown_values_are_refused_by_name(path: str) -> None:
+    """Helm says which name it does not know."""
+    assert "typo" in harness.refusal(harness.APP, with_value(WSGI, path, "x"))
 
 
 def test_schema_and_values_know_the_same_names() -> None:
-    """Every value has a default, and every default a schema."""
+    """No value that the schema lacks, and none that has no default, except where a type is Kubernetes' own."""
+    kubernetes = ("policy.spec.", "resources.", "exporter.resources.", "tmp.", "affinity.", "strategy.")
 
-    def names(values: Object, schema: Object, path: str) -> Iterator[str]:
-        properties = schema.get("properties")
-        if properties is None or path.startswith((".policy.spec", ".exporter.resources.")):
-            return
-        optional = {"global"} if not path else set()
-        if path in {
-            ".resources",
-            ".tmp",
-            ".affinity",
-            ".exporter.resources",
-            ".strategy",
-        }:  # Kubernetes' own, part of it
-            assert set(values) <= set(properties), path
-            return
-        yield from (f"{path}.{name}" for name in set(properties) ^ set(values) ^ optional)
-        for name in set(properties) & set(values):
-            if isinstance(values[name], dict):
-                yield from names(values[name], properties[name], f"{path}.{name}")
+    def own(names: set[str]) -> set[str]:
+        return {name for name in names if not name.startswith(kubernetes)} - {"global"}
 
-    assert list(names(DEFAULTS, SCHEMA, "")) == []
+    assert own(harness.names(DEFAULTS, SCHEMA)) == own(harness.declared(SCHEMA))
+
+
+def test_the_table_of_values_is_written_from_the_values() -> None:
+    """After a change of values.yaml: python helm/readme.py."""
+    readme = harness.script("helm/readme.py")
+    assert (harness.APP / "README.md").read_text() == readme.page(harness.APP)
 
 
 def test_the_policy_of_the_values_is_that_of_the_crd() -> None:

@@ -11,7 +11,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "refork-app.selector" . }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/part-of: refork
-helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
 {{/* The head of every object: the workload and what belongs to it are named like the release. */}}
@@ -20,6 +20,12 @@ name: {{ .Release.Name }}
 namespace: {{ .Release.Namespace }}
 labels:
   {{- include "refork-app.labels" . | nindent 2 }}
+{{- end }}
+
+{{/* Labels of the pod of `helm test`, which no selector of the application's may match. */}}
+{{- define "refork-app.testLabels" -}}
+app.kubernetes.io/name: refork-app-test
+app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{- define "refork-app.controlName" -}}
