@@ -31,10 +31,10 @@ def test_a_manifest_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     """One that was edited, one that is missing, and one that should not be there."""
     generate = harness.script("deploy/generate.py")
     files = generate.wanted()
-    edited, missing, *_ = files
-    changed = {path: text for path, text in files.items() if path != missing} | {edited: "edited"}
+    (edited, stale, *_), missing = files, generate.HERE / "operator/missing.yaml"
+    changed = {path: text for path, text in files.items() if path != stale} | {edited: "edited", missing: "new"}
     monkeypatch.setattr(generate, "wanted", lambda: changed)
-    assert set(generate.differences()) == {str(path.relative_to(generate.HERE)) for path in (edited, missing)}
+    assert set(generate.differences()) == {str(path.relative_to(generate.HERE)) for path in (edited, stale, missing)}
 
 
 @pytest.mark.parametrize("directory", DIRECTORIES)
