@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+import helm_python
 import pytest
 import yaml
 from yamllint import linter
@@ -14,9 +15,6 @@ from yamllint.config import YamlLintConfig
 
 from tests.helm import harness
 from tests.helm.harness import ROOT, VERSIONS
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 DIRECTORIES = ["operator", "app"]
 KUBECTL = os.environ.get("KUBECTL") or shutil.which("kubectl")
@@ -78,6 +76,21 @@ def test_all_yaml_is_written_alike() -> None:
         for problem in linter.run(path.read_text(), config)
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("directory", DIRECTORIES)
+def test_a_package_is_the_whole_chart(directory: str, tmp_path: Path) -> None:
+    """What is pushed to a registry becomes the same objects as what is here, dashboards and rules among them."""
+    generate = harness.script("deploy/generate.py")
+    (bundle,) = [each for each in generate.BUNDLES if each.directory == directory]
+    chart, monitored = (
+        harness.ROOT / "helm" / bundle.chart,
+        {"rules": {"enabled": True}, "dashboards": {"enabled": True}},
+    )
+    values = bundle.values | ({"metrics": monitored} if chart == harness.OPERATOR else {})
+    packed = Path(helm_python.package(chart, destination=tmp_path))
+    assert packed.name == f"{chart.name}-{harness.project_version()}.tgz"
+    assert harness.render(packed, values) == harness.render(chart, values)
 
 
 @pytest.mark.parametrize("chart", [harness.OPERATOR, harness.APP], ids=lambda chart: chart.name)
