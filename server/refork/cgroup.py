@@ -53,8 +53,17 @@ class Mount:
 
 def find(root: str = "/") -> Place | None:
     """Find the control group that counts the memory of this process; ``root`` is where the file system begins."""
-    groups = parse_membership(_text(os.path.join(root, "proc/self/cgroup")))
-    for mount in parse_mounts(_text(os.path.join(root, "proc/self/mountinfo"))):
+    return _find(os.path.join(root, "proc/self"), root=root)
+
+
+def find_of(pid: int) -> Place | None:
+    """Find the control group of a process that we may look at, through its own view of the file system."""
+    return _find(f"/proc/{pid}", root=f"/proc/{pid}/root")
+
+
+def _find(process: str, *, root: str) -> Place | None:
+    groups = parse_membership(_text(os.path.join(process, "cgroup")))
+    for mount in parse_mounts(_text(os.path.join(process, "mountinfo"))):
         group = groups.get("memory" if mount.version == 1 else "")
         if group is None or (mount.version == 1 and "memory" not in mount.controllers):
             continue

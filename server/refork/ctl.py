@@ -8,16 +8,17 @@ code tells whether it was refused (1), used wrongly (2), or found nobody to talk
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from refork import __version__, api
 from refork.address import AddressError, parse_unix
+from refork.arguments import USAGE, Parser, number, pid, seconds, seconds_from
 from refork.ctl_client import SECONDS_TO_BE_FOUND, Client, Found, RefusedError, UnreachableError, find_servers
 from refork.ctl_remote import SCHEMES, Remote, parse_url
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from refork.address import UnixAddress
 
-OK, REFUSED, USAGE, UNREACHABLE = 0, 1, 2, 3
+OK, REFUSED, UNREACHABLE = 0, 1, 3
 INTERRUPTED = 130
 _CODES: dict[type[Exception], int] = {RefusedError: REFUSED, AddressError: USAGE, UnreachableError: UNREACHABLE}
 
@@ -38,9 +39,6 @@ SHORTEST_INTERVAL = 0.1
 
 PAGES_TO_READ = 40_000
 SECONDS_TO_LOOK = 2.0
-MOST_PIDS = 1 << 22  # PID_MAX_LIMIT of the kernel
-
-_LONGEST_NUMBER = 9
 
 _REMOTE = (
     ("--url", "URL", "the server instead, over TCP: https://HOST:PORT"),
@@ -88,14 +86,6 @@ class AmbiguousError(Exception):
     def __init__(self, found: Sequence[Found]) -> None:
         super().__init__(f"{len(found)} servers are running: choose one with --socket")
         self.found = found
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage around it."""
-
-    def error(self, message: str) -> NoReturn:
-        """Leave with the exit code for wrong usage."""
-        self.exit(USAGE, f"reforkctl: {message} (try: reforkctl --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -271,7 +261,7 @@ def _harmless(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    shared = _Parser(add_help=False)
+    shared = Parser(add_help=False)
     shared.add_argument(
         "--socket",
         metavar="ADDR",
@@ -280,16 +270,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     for flag, meta, meaning in _REMOTE:
         shared.add_argument(flag, metavar=meta, default=argparse.SUPPRESS, help=meaning)
-    why = _Parser(add_help=False)
+    why = Parser(add_help=False)
     why.add_argument("--reason", type=_reason, default="", metavar="TEXT", help="why: goes to the server's log")
-    waiting = _Parser(add_help=False)
+    waiting = Parser(add_help=False)
     waiting.add_argument("--wait", action="store_true", help="show each step, and return when the rollout has ended")
     waiting.add_argument(
-        "--timeout", type=_seconds, default=SECONDS_TO_WAIT, metavar="SECONDS",
+        "--timeout", type=seconds, default=SECONDS_TO_WAIT, metavar="SECONDS",
         help="with --wait: give up watching after so long; the rollout itself goes on (default: %(default)g)",
     )  # fmt: skip
 
-    parser = _Parser(
+    parser = Parser(
         prog="reforkctl",
         description="Look at a running refork server, and tell it what to do.",
         epilog=_EPILOG,
@@ -303,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="print what the server says, as JSON")
     top = commands.add_parser("top", parents=[shared], help="watch it: the same, live; r reforks, s sorts, q quits")
     top.add_argument(
-        "--interval", type=_interval, default=SECONDS_BETWEEN_SCREENS, metavar="SECONDS",
+        "--interval", type=partial(seconds_from, SHORTEST_INTERVAL), default=SECONDS_BETWEEN_SCREENS, metavar="SECONDS",
         help="between two looks (default: %(default)g)",
     )  # fmt: skip
     refork = commands.add_parser("refork", parents=[shared, waiting, why], help="renew all workers from a warm one")
@@ -318,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--slot", type=_slot, metavar="N", help="try the worker in this slot (default: the warmest)")
     doctor.add_argument(
-        "--timeout", type=_seconds, default=SECONDS_TO_WAIT, metavar="SECONDS",
+        "--timeout", type=seconds, default=SECONDS_TO_WAIT, metavar="SECONDS",
         help="give up watching after so long; the trial itself goes on (default: %(default)g)",
     )  # fmt: skip
     workers = commands.add_parser("workers", parents=[shared, why], help="change the number of workers")
@@ -327,16 +317,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_estimate(commands: argparse._SubParsersAction[_Parser]) -> None:
+def _add_estimate(commands: argparse._SubParsersAction[Parser]) -> None:
     estimate = commands.add_parser("estimate", help="tell what refork could win for any prefork server, by its pid")
-    estimate.add_argument("--pid", type=_pid, required=True, metavar="N", help="of the server's master process")
+    estimate.add_argument("--pid", type=pid, required=True, metavar="N", help="of the server's master process")
     estimate.add_argument("--json", action="store_true", help="print the estimate as JSON")
     estimate.add_argument(
-        "--pages", type=_pid, default=PAGES_TO_READ, metavar="N",
+        "--pages", type=pid, default=PAGES_TO_READ, metavar="N",
         help="read so many pages at most (default: %(default)d)",
     )  # fmt: skip
     estimate.add_argument(
-        "--seconds", type=_seconds, default=SECONDS_TO_LOOK, metavar="SECONDS",
+        "--seconds", type=seconds, default=SECONDS_TO_LOOK, metavar="SECONDS",
         help="between two looks at a page, to see what changes; 0 for one look (default: %(default)g)",
     )  # fmt: skip
 
@@ -347,39 +337,12 @@ def _reason(text: str) -> str:
     return text
 
 
-def _interval(text: str) -> float:
-    seconds = _seconds(text)
-    if seconds < SHORTEST_INTERVAL:
-        raise argparse.ArgumentTypeError(f"not a duration of {SHORTEST_INTERVAL:g} s or more: {text!r}")
-    return seconds
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise argparse.ArgumentTypeError(f"not a duration in seconds: {text!r}")
-    return seconds
-
-
-def _pid(text: str) -> int:
-    return _number(text, least=1, most=MOST_PIDS)
-
-
 def _slot(text: str) -> int:
-    return _number(text, least=0)
+    return number(text, least=0, most=api.MOST)
 
 
 def _count(text: str) -> int:
-    return _number(text, least=1, most=api.MOST_WORKERS)
-
-
-def _number(text: str, *, least: int, most: int = api.MOST) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= _LONGEST_NUMBER and least <= int(text) <= most):
-        raise argparse.ArgumentTypeError(f"not a number from {least} to {most}: {text!r}")
-    return int(text)
+    return number(text, least=1, most=api.MOST_WORKERS)
 
 
 if __name__ == "__main__":

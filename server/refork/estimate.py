@@ -106,6 +106,7 @@ class Estimate:
         changing: share of them that changed between two looks, ``seconds`` apart.
         at_least: counting only what is equal now.
         at_most: when one worker's memory serves all.
+        contents: whether the contents of pages could be read; else ``at_least`` is nothing, because nothing is known.
         notes: what limits this estimate, in sentences.
     """
 
@@ -120,6 +121,7 @@ class Estimate:
     seconds: float
     at_least: Future
     at_most: Future
+    contents: bool = True
     notes: tuple[str, ...] = ()
 
     @property
@@ -130,7 +132,7 @@ class Estimate:
 
 def estimate(
     processes: Sequence[Process],
-    samples: Sequence[Sample],
+    samples: Sequence[Sample] | None,
     *,
     sampled: int,
     seconds: float = 0.0,
@@ -140,11 +142,12 @@ def estimate(
 
     Args:
         processes: all processes of the tree.
-        samples: pages drawn at random from the workers' private ones.
+        samples: pages drawn at random from the workers' private ones; None when their contents may not be read.
         sampled: bytes of private memory that the samples were drawn from.
         seconds: from the first look at a page to the second.
         notes: what else the reader should know.
     """
+    contents, samples = samples is not None, samples or ()
     ordered = tuple(sorted(processes, key=lambda process: (list(Role).index(process.role), process.pid)))
     workers = [process for process in ordered if process.role is Role.WORKER]
     used = sum(process.pss for process in ordered)
@@ -174,6 +177,7 @@ def estimate(
         seconds=seconds,
         at_least=at_least,
         at_most=max(at_least, _future(hopeful, used=used), key=lambda future: future.won),
+        contents=contents,
         notes=tuple(notes),
     )
 

@@ -18,15 +18,15 @@ import re
 import time
 from array import array
 from bisect import bisect_left
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from refork import memory
+from refork import memory, process_table
 from refork.estimate import Estimate, Process, Role, Sample, estimate
+from refork.prefork import tree_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 PAGES = 40_000
@@ -34,7 +34,6 @@ SECONDS = 2.0
 MOST_PEERS = 7
 """A sampled page is compared with so many other workers at most."""
 
-_LEAST_SHARE_OF_A_WORKER = 0.25
 _FEW = 0.5
 _BATCH = 256
 _ENTRIES = 1 << 16
@@ -141,12 +140,13 @@ def look(pid: int, effort: Effort) -> Estimate:
     if not workers:
         raise EstimateError(f"pid {master} has no child processes: name the master of a server that forks its workers")
     notes = [*_notes(master, processes)]
-    samples: list[Sample] = []
+    samples: list[Sample] | None = []
     population = 0
     if len(workers) > 1:
         try:
             samples, population, forked = _compare(workers, effort)
         except PermissionError:
+            samples = None
             notes.append(
                 "page contents may not be read here (see /proc/sys/kernel/yama/ptrace_scope): run as root for a lower "
                 "end of the range"
@@ -172,62 +172,15 @@ def look(pid: int, effort: Effort) -> Estimate:
 
 def read_tree(pid: int) -> tuple[int, list[Process]]:
     """Measure all processes of a server; return the pid of its master with them."""
-    children = _children()
-    if not os.path.exists(f"/proc/{pid}/stat"):
+    tree = tree_of(pid, process_table.read())
+    if tree is None:
         raise GoneError(f"there is no process {pid}")
-    master = _unwrap(pid, children)
-    own = _measure(master, Role.MASTER)
+    roles = dict.fromkeys(tree.workers, Role.WORKER) | dict.fromkeys(tree.others, Role.OTHER)
+    own = _measure(tree.master.pid, Role.MASTER)
     if own is None:
-        raise GoneError(f"process {master} has ended, or is no program")
-    below = [one for each in children.get(master, []) if (one := _measure(each, Role.OTHER)) is not None]
-    workers = {process.pid for process in pick_workers({each.pid: _program(each.pid) for each in below}, below)}
-    found: list[Process] = [own]
-    found += (replace(each, role=Role.WORKER) if each.pid in workers else each for each in below)
-    for child in below:
-        found += [
-            each for deeper in _descendants(child.pid, children) if (each := _measure(deeper, Role.OTHER)) is not None
-        ]
-    return master, found
-
-
-def pick_workers(programs: Mapping[int, str], children: Sequence[Process]) -> list[Process]:
-    """Tell workers from helpers: they run the program that most children run, and none is much smaller than others."""
-    if not children:
-        return []
-    weight: Counter[str] = Counter()
-    for child in children:
-        weight[programs[child.pid]] += child.rss
-    most = weight.most_common(1)[0][0]
-    same = [child for child in children if programs[child.pid] == most]
-    least = _LEAST_SHARE_OF_A_WORKER * max(child.rss for child in same)
-    return [child for child in same if child.rss >= least]
-
-
-def _unwrap(pid: int, children: Mapping[int, list[int]]) -> int:
-    """Step over a shell, an init or a launcher: one child, of another program, that has children itself."""
-    while True:
-        below = children.get(pid, [])
-        if len(below) != 1 or not children.get(below[0]) or _program(pid) == _program(below[0]):
-            return pid
-        pid = below[0]
-
-
-def _children() -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                parent = int(_read(int(name), "stat").rpartition(b")")[2].split()[1])
-            except (EstimateError, OSError, ValueError, IndexError):
-                continue
-            found.setdefault(parent, []).append(int(name))
-    return found
-
-
-def _descendants(pid: int, children: Mapping[int, list[int]]) -> Iterator[int]:
-    for child in children.get(pid, []):
-        yield child
-        yield from _descendants(child, children)
+        raise GoneError(f"process {tree.master.pid} has ended, or is no program")
+    below = [one for each, role in roles.items() if (one := _measure(each.pid, role)) is not None]
+    return tree.master.pid, [own, *below]
 
 
 def _measure(pid: int, role: Role) -> Process | None:

@@ -24,8 +24,7 @@ KIB = 1024
 _ROLLUP_LINE = re.compile(rb"^([A-Z][A-Za-z_]*):[ \t]+([0-9]{1,18}) kB$", re.MULTILINE)
 _BOOT_LINE = re.compile(rb"^btime ([0-9]{1,18})$", re.MULTILINE)
 
-# proc(5) counts the fields of /proc/PID/stat from 1; the command's name, which may hold anything, is the second. What
-# follows its closing parenthesis begins with field 3, the state; the start time is field 22.
+# proc(5) counts the fields of /proc/PID/stat from 1; what ``stat_fields`` returns begins with the third.
 _START_TICKS = 22 - 3
 _MINOR_FAULTS, _USER_TICKS, _SYSTEM_TICKS, _THREADS = 10 - 3, 14 - 3, 15 - 3, 20 - 3
 
@@ -34,12 +33,12 @@ _TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 def read(pid: int) -> api.Memory | None:
     """Measure one process; None when it is gone, a zombie, or not ours to read."""
-    return parse_rollup(_contents(f"/proc/{pid}/smaps_rollup"))
+    return parse_rollup(contents(f"/proc/{pid}/smaps_rollup"))
 
 
 def start_ticks(pid: int) -> int | None:
     """Tell when a process started, in clock ticks since boot: with the pid, this names a process for good."""
-    return parse_start_ticks(_contents(f"/proc/{pid}/stat"))
+    return parse_start_ticks(contents(f"/proc/{pid}/stat"))
 
 
 def started_at(pid: int) -> float | None:
@@ -53,7 +52,7 @@ def started_at(pid: int) -> float | None:
 
 def process(pid: int) -> api.Process | None:
     """Tell what else there is to know about one process; None when it is gone."""
-    return parse_stat(_contents(f"/proc/{pid}/stat"), boot=_boot_time() or 0, fds=_count_fds(pid))
+    return parse_stat(contents(f"/proc/{pid}/stat"), boot=_boot_time() or 0, fds=_count_fds(pid))
 
 
 def totals(memories: Iterable[api.Memory | None]) -> api.Totals:
@@ -93,18 +92,16 @@ def parse_rollup(text: bytes) -> api.Memory | None:
 
 def parse_start_ticks(text: bytes) -> int | None:
     """Read field 22 of a ``/proc/PID/stat``, whatever the process calls itself."""
-    _, closing, rest = text.rpartition(b")")
-    fields = rest.split()
-    if not closing or len(fields) <= _START_TICKS or not fields[_START_TICKS].isdigit():
+    fields = stat_fields(text)
+    if len(fields) <= _START_TICKS or not fields[_START_TICKS].isdigit():
         return None
     return int(fields[_START_TICKS])
 
 
 def parse_stat(text: bytes, *, boot: float, fds: int | None) -> api.Process | None:
     """Read a ``/proc/PID/stat``; ``boot`` is the instant that its start time is counted from."""
-    _, closing, rest = text.rpartition(b")")
-    fields = rest.split()
-    if not closing or len(fields) <= _START_TICKS:
+    fields = stat_fields(text)
+    if len(fields) <= _START_TICKS:
         return None
     wanted = [fields[field] for field in (_MINOR_FAULTS, _USER_TICKS, _SYSTEM_TICKS, _THREADS, _START_TICKS)]
     if not all(field.isdigit() for field in wanted):
@@ -119,6 +116,12 @@ def parse_stat(text: bytes, *, boot: float, fds: int | None) -> api.Process | No
     )
 
 
+def stat_fields(text: bytes) -> list[bytes]:
+    """Split a ``/proc/PID/stat`` from field 3 on: the second, the command's name, may hold anything, also spaces."""
+    _, closing, rest = text.rpartition(b")")
+    return rest.split() if closing else []
+
+
 def parse_boot_time(text: bytes) -> int | None:
     """Read the instant of boot from ``/proc/stat``."""
     found = _BOOT_LINE.search(text)
@@ -127,7 +130,7 @@ def parse_boot_time(text: bytes) -> int | None:
 
 @cache
 def _boot_time() -> int | None:
-    return parse_boot_time(_contents("/proc/stat"))
+    return parse_boot_time(contents("/proc/stat"))
 
 
 def _count_fds(pid: int) -> int | None:
@@ -137,8 +140,8 @@ def _count_fds(pid: int) -> int | None:
         return None
 
 
-def _contents(path: str) -> bytes:
-    """Read a file of /proc whole; nothing when there is nothing (any more).
+def contents(path: str) -> bytes:
+    """Read a file of ``/proc`` whole; nothing when there is nothing (any more).
 
     A process that ends between open and read answers ESRCH, one that belongs to somebody else EACCES or EPERM.
     """

@@ -16,19 +16,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refork import api
+    from refork.endpoint import Stay
     from refork.events import Events
     from refork.web import Application
 
 
 class MetricsServer:
-    """Serves the metrics of ``status`` on ``bind``: ``HOST:PORT``, ``:PORT`` or ``unix:/PATH``."""
+    """Serves on ``bind`` what ``build`` makes, when the first client comes."""
 
-    def __init__(self, status: Callable[[], api.Status], events: Events, *, bind: str, log: Log) -> None:
-        self._status = status
-        self._events = events
+    def __init__(self, build: Callable[[Stay], Application], *, bind: TcpAddress | UnixAddress, log: Log) -> None:
         self._log = log
-        self._wanted = parse(bind)
-        self._endpoint = Endpoint(self._application, log=log)
+        self._wanted = bind
+        self._endpoint = Endpoint(lambda: build(self._endpoint.stay), log=log)
         self.address: UnixAddress | TcpAddress | None = None
 
     async def start(self) -> None:
@@ -45,7 +44,13 @@ class MetricsServer:
         self.address = None
         await self._endpoint.stop()
 
-    def _application(self) -> Application:
+
+def metrics_of(status: Callable[[], api.Status], events: Events, *, bind: str, log: Log) -> MetricsServer:
+    """Serve the metrics of ``status`` on ``bind``: ``HOST:PORT``, ``:PORT`` or ``unix:/PATH``."""
+
+    def build(stay: Stay) -> Application:
         from refork.metrics_app import application  # noqa: PLC0415  (not before somebody asks)
 
-        return application(self._status, self._events, stay=self._endpoint.stay, log=self._log)
+        return application(status, events, stay=stay, log=log)
+
+    return MetricsServer(build, bind=parse(bind), log=log)

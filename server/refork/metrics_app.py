@@ -1,9 +1,6 @@
 """What Prometheus may know: the status of the server as metrics, and two probes.
 
-One ``api.Status`` becomes metric families (``refork.families``), and those become text (``refork.exposition``). Nothing
-is measured here: a scrape reads what the monitor knows already, so that no number of scrapers can slow the processes
-that serve. There is no registry, so the metrics of an application that is its own client of Prometheus never mix with
-these.
+One ``api.Status`` becomes metric families (``refork.families``), and those become text (``refork.exposition``).
 
 Loaded late, by the first scrape or probe, because it takes memory.
 """
@@ -12,13 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from refork.answers import Answer, say
+from refork.answers import Answer
 from refork.api import Refusal
 from refork.exposition import wants_openmetrics, write
 from refork.families import families
 from refork.page import DOCUMENT, HEADERS
 from refork.readings import Readings, add_routes
 from refork.routes import READ_ONLY
+from refork.scrapes import METHODS, add_scrapes
 from refork.web import Application
 
 if TYPE_CHECKING:
@@ -44,25 +42,17 @@ def application(
 ) -> Application:
     """Build the web application: the live page, ``/metrics``, the probes, and what may be read under ``/v1``."""
 
-    async def metrics(request: Request) -> Answer:
-        body, content_type = render(status(), accept=request.header("accept") or "")
-        return Answer(body, headers={"Content-Type": content_type})
-
-    async def healthz(_: Request) -> Answer:
-        return say("ok\n")
-
-    async def readyz(_: Request) -> Answer:
+    def readiness() -> tuple[bool, str]:
         now = status()
-        ready = now.ready >= max(now.wanted, 1)
-        return say(f"ready={now.ready} wanted={now.wanted}\n", status=200 if ready else 503)
+        return now.ready >= max(now.wanted, 1), f"ready={now.ready} wanted={now.wanted}"
 
     async def page(_: Request) -> Answer:
         return Answer(DOCUMENT, headers=HEADERS)
 
     readings = Readings(status, events, routes=READ_ONLY, stay=stay)
     app = Application(guard=_own_pages_only, close=readings.close, log=log)
-    for name, handler in {"": page, "metrics": metrics, "healthz": healthz, "readyz": readyz}.items():
-        app.add(f"/{name}", handler, name=name or "page", methods=("GET", "HEAD"))
+    app.add("/", page, name="page", methods=METHODS)
+    add_scrapes(app, families=lambda: families(status()), readiness=readiness)
     add_routes(app, READ_ONLY, readings)
     return app
 

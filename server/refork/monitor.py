@@ -1,8 +1,8 @@
 """The monitor: carries out what the state machine decides, and tells it what has happened.
 
-It owns the listening sockets, the signals and the lines to its children. It never imports the application and, once it
-has booted, never forks: molds do that, and a mold is executed. All of it runs in one asyncio loop, so that facts are
-taken in one after the other.
+It owns the listening sockets, the signals and, in its nursery, the lines to its children. It never imports the
+application and, once it has booted, never forks: molds do that, and a mold is executed. All of it runs in one asyncio
+loop, so that facts are taken in one after the other.
 """
 
 from __future__ import annotations
@@ -12,34 +12,31 @@ import contextlib
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import SERVER_SOFTWARE, systemd
 from gunicorn.pidfile import Pidfile
 
-from refork import __version__, api, decisions, facts, listeners, report
-from refork import channel as wire
+from refork import __version__, api, decisions, facts, hooks, report
 from refork.api import Refusal
 from refork.automatic import Automatic, Wish
-from refork.channel import Channel
-from refork.children import Children, MoldProcess, WorkerProcess
+from refork.children import Children
 from refork.control import ControlServer
 from refork.durations import Durations
 from refork.errors import ConfigurationError, describe
 from refork.events import Events
 from refork.generations import Generations
 from refork.hooks import Server
-from refork.metrics import MetricsServer
-from refork.multiproc import Undertaker, directory_of
+from refork.listeners import Listeners
+from refork.metrics import MetricsServer, metrics_of
+from refork.nursery import Nursery
 from refork.operations import Operations
 from refork.population import Policy, Stage
-from refork.process import become_subreaper, describe_status, give_memory_back, keep_one_arena, set_title
+from refork.process import become_subreaper, give_memory_back, keep_one_arena, set_title
 from refork.sampler import Sampler
-from refork.scoreboard import ROWS, Cell, Scoreboard
+from refork.scoreboard import ROWS
 from refork.upkeep import Limits, MoldFacts, Upkeep, WorkerFacts
 from refork.workers import REFORKING
 
@@ -55,7 +52,7 @@ if TYPE_CHECKING:
 IDLE_TICK = 1.0
 BUSY_TICK = 0.02
 SECONDS_BETWEEN_STATUS_EVENTS = 2.0
-_MOLD_COMMAND = "from refork.mold import main; main()"
+SECONDS_BETWEEN_UPKEEP = 1.0
 
 
 def serve(app: ReforkApplication) -> int:
@@ -90,28 +87,30 @@ class Monitor:
         self.started = time.monotonic()
         self.generations = Generations(policy_of(self.cfg), wanted=self.cfg.workers)
         self.children = Children(ROWS)
-        self.scoreboard = Scoreboard.create()
         self.outcomes: Counter[tuple[api.RolloutKind, api.Trigger, api.Outcome]] = Counter()
-        self.slot_requests: Counter[int] = Counter()
-        self.slot_errors: Counter[int] = Counter()
-        self.slot_cpu: defaultdict[int, float] = defaultdict(float)
-        self.slot_faults: Counter[int] = Counter()
         self.durations = Durations()
         self.sampler = Sampler(self.pid, self.children.pids, log=self.log)
         self.upkeep = Upkeep()
         self.automatic = Automatic(Wish.of(self.cfg), self.sampler, self._serving, log=self.log)
         self.sampler.told = self.automatic.looked
         self.sampler.held = lambda: self.generations.phase is api.Phase.ROLLING
-        self.undertaker = Undertaker(directory_of(self.cfg), log=self.log)
         self.hook_view = Server(self.pid, app, self.cfg, self.log, self.cfg.workers)
         self.events = Events()
         self.operations = Operations()
+        self.listeners = Listeners(self.log)
+        self.nursery = Nursery(
+            self.hook_view,
+            self.generations,
+            children=self.children,
+            listeners=self.listeners,
+            sampler=self.sampler,
+            events=self.events,
+            tell=self._tell,
+        )
         self._announced: api.Phase | None = None
         self._published = float("-inf")
         self._start_directory = app.start_directory
-        self._listeners: list[Any] = []
-        self._replaced_listeners: list[Any] = []
-        self._systemd = False
+        self._upkept = -math.inf
         self._notified = False
         self._pidfile: Pidfile | None = None
         self._facts: deque[Fact] = deque()
@@ -143,7 +142,7 @@ class Monitor:
             return asyncio.run(self._serve())
         finally:
             self._close()
-            self._hook("on_exit", self.hook_view)
+            hooks.run(self.hook_view, "on_exit")
 
     def _open(self) -> None:
         if self.cfg.pidfile is not None:
@@ -152,23 +151,18 @@ class Monitor:
                 self._pidfile.create(self.pid)
             except (OSError, RuntimeError) as error:
                 raise ConfigurationError(f"pid file {self.cfg.pidfile}: {error}") from error
-        self._hook_at_start("on_starting", self.hook_view)
-        self._listeners, self._systemd = listeners.open_all(self.cfg, self.log)
-        self.hook_view.LISTENERS = self._listeners
-        shown = ",".join(str(listener) for listener in self._listeners)
-        self.log.info("Listening at: %s (%s)", shown, self.pid)
+        hooks.demand(self.hook_view, "on_starting")
+        self._listen()
         self.log.info("Using worker: %s", self.cfg.worker_class_str)
-        self._hook_at_start("nworkers_changed", self.hook_view, self.cfg.workers, None)
-        self._hook_at_start("when_ready", self.hook_view)
+        hooks.demand(self.hook_view, "nworkers_changed", self.cfg.workers, None)
+        hooks.demand(self.hook_view, "when_ready")
 
-    def _hook_at_start(self, name: str, *arguments: Any) -> None:
-        try:
-            getattr(self.cfg, name)(*arguments)
-        except Exception as error:
-            raise ConfigurationError(f"the hook {name} failed: {describe(error)}") from error
+    def _listen(self) -> None:
+        self.listeners.listen(self.cfg)
+        self.hook_view.LISTENERS = self.listeners.open
 
     def _close(self) -> None:
-        listeners.close_all(self._listeners, unlink=not self._systemd)
+        self.listeners.close()
         if self._pidfile is not None:
             self._pidfile.unlink()
 
@@ -201,7 +195,7 @@ class Monitor:
         if self.cfg.control_tcp:
             endpoints.append(self._control_tcp())
         if self.cfg.metrics_bind:
-            metrics = MetricsServer(lambda: report.status(self), self.events, bind=self.cfg.metrics_bind, log=self.log)
+            metrics = metrics_of(lambda: report.status(self), self.events, bind=self.cfg.metrics_bind, log=self.log)
             endpoints.append(metrics)
         return endpoints
 
@@ -214,8 +208,9 @@ class Monitor:
         return ControlTcpServer(self, self.events, door=door, log=self.log)
 
     def _tick(self) -> None:
-        self._kill_silent_workers()
-        self._tell(facts.RequestsCounted(self._requests(), self._errors()), *self._upkeep())
+        self.nursery.kill_silent_workers()
+        self._tell(facts.RequestsCounted(self.nursery.requests(), self.nursery.errors()))
+        self._keep_up()
         self._refork_by_memory()
         self._tell(facts.Tick())
         self._publish_status()
@@ -263,19 +258,19 @@ class Monitor:
     def _carry_out_one(self, decision: Decision) -> None:
         match decision:
             case decisions.ExecMold(generation):
-                self._exec_mold(generation)
+                self.nursery.exec_mold(generation)
             case decisions.ForkWorker():
-                self._fork_worker(decision)
-            case decisions.PromoteWorker(worker):
-                self._promote(self.children.workers[worker], decision)
+                self.nursery.fork_worker(decision)
+            case decisions.PromoteWorker():
+                self.nursery.promote(decision)
             case decisions.DrainWorker(worker, quick):
-                self._signal_worker(worker, signal.SIGQUIT if quick else signal.SIGTERM)
+                self.nursery.drain(worker, quick=quick)
             case decisions.KillWorker(worker):
-                self._signal_worker(worker, signal.SIGKILL)
+                self.nursery.kill_worker(worker)
             case decisions.RetireMold(generation):
-                self.children.molds[generation].channel.send(wire.Retire())
+                self.nursery.retire(generation)
             case decisions.KillMold(generation):
-                self._kill(self.children.molds[generation].pid, signal.SIGKILL)
+                self.nursery.kill_mold(generation)
             case decisions.Advanced(rollout):
                 self.log.info("%s to gen=%s: %s", rollout.kind, rollout.generation, rollout.phase)
                 if rollout.kind is not api.RolloutKind.TRIAL:
@@ -295,61 +290,6 @@ class Monitor:
         arrived = now.ready() == len(slots) == now.wanted
         self.operations.resized(now.wanted, arrived=arrived, now=time.monotonic())
 
-    def _exec_mold(self, generation: int) -> None:
-        channel, end = Channel.pair()
-        with end:
-            os.set_inheritable(end.fileno(), True)
-            environment = {**os.environ, "REFORK_CHANNEL_FD": str(end.fileno())}
-            flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
-            command = [sys.executable, *flags, "-c", _MOLD_COMMAND, *self.app.argv]
-            self.cfg.pre_exec(self.hook_view)
-            with contextlib.chdir(self._start_directory):
-                pid = os.posix_spawn(sys.executable, command, environment)
-        mold = MoldProcess(generation, pid, channel, time.monotonic())
-        self.children.molds[generation] = mold
-        channel.send(wire.Load(generation), (self.scoreboard.fd, *self._listening()))
-        self._listen(channel, lambda: self._hear_mold(mold))
-        self.log.info("mold gen=%s pid=%s loading", generation, pid)
-
-    def _listening(self) -> tuple[int, ...]:
-        return tuple(listener.fileno() for listener in self._listeners)
-
-    def _fork_worker(self, order: decisions.ForkWorker) -> None:
-        channel, end = Channel.pair()
-        row = self.children.take_row()
-        cells = self.scoreboard.row(row)
-        cells.clear()
-        worker = WorkerProcess(
-            order.worker, order.slot, order.generation, row, cells, channel, time.monotonic(), self.cfg, self.log
-        )
-        self.children.workers[worker.id] = worker
-        self._listen(channel, lambda: self._hear_worker(worker))
-        with end:
-            mold = self.children.molds.get(order.generation)
-            # If this fails the other end is closed with `end`, and the channel's end-of-file says the rest.
-            if mold is not None:
-                mold.channel.send(wire.Fork(worker.id, worker.slot, row), (end.fileno(),))
-
-    def _promote(self, worker: WorkerProcess, order: decisions.PromoteWorker) -> None:
-        worker.promoting = order.generation
-        deadline = time.monotonic() + self.generations.policy.promote_timeout
-        worker.channel.send(wire.Promote(order.generation, deadline, order.trial), self._listening())
-        self._kill(worker.pid, signal.SIGTERM)
-
-    def _signal_worker(self, number: int, what: signal.Signals) -> None:
-        worker = self.children.workers.get(number)
-        if worker is None:
-            return
-        if worker.pid == 0:
-            worker.doomed = True  # it is told by its first word
-        else:
-            self._kill(worker.pid, what)
-
-    def _kill(self, pid: int, what: signal.Signals) -> None:
-        # The pid is a child's that has not been waited for, so it cannot have been given to anybody else.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, what)
-
     def _finished(self, rollout: Rollout) -> None:
         outcome = rollout.outcome or api.Outcome.FAILED
         self.outcomes[rollout.kind, rollout.trigger, outcome] += 1
@@ -359,7 +299,7 @@ class Monitor:
         seconds = rollout.since - rollout.started
         if outcome is api.Outcome.SUCCEEDED:
             self.log.info("%s to gen=%s succeeded after %.3f s", rollout.kind, rollout.generation, seconds)
-            self._close_replaced_listeners()
+            self.listeners.let_go()
         else:
             self.log.error(
                 "%s to gen=%s failed after %.3f s: %s", rollout.kind, rollout.generation, seconds, rollout.reason
@@ -369,7 +309,7 @@ class Monitor:
         self.operations.ended(ended)
         self.events.publish(ended)
         if rollout.kind is not api.RolloutKind.TRIAL:
-            self._hook("after_refork", self.hook_view, outcome.value)
+            hooks.run(self.hook_view, "after_refork", outcome.value)
 
     def _bar_class(self, rollout: Rollout) -> None:
         """Do not try again with a worker class that we do not know and that does not come back clean."""
@@ -383,217 +323,12 @@ class Monitor:
         )
         self.log.warning("%s", self.generations.barred)
 
-    # --- what children say --------------------------------------------------------------------------------------------
-
-    def _listen(self, channel: Channel, hear: Callable[[], None]) -> None:
-        asyncio.get_running_loop().add_reader(channel.fileno(), hear)
-
-    def _hang_up(self, channel: Channel) -> None:
-        if channel.fileno() >= 0:
-            asyncio.get_running_loop().remove_reader(channel.fileno())
-            channel.close()
-
-    def _next_message(self, channel: Channel, pid: int) -> wire.AnyMessage | None:
-        """Return a message, None if there is none to come."""
-        if channel.fileno() < 0:
-            return None
-        try:
-            received = channel.receive()
-        except BlockingIOError:
-            return None
-        except wire.Garbled as error:
-            self.log.error("pid=%s sent what is no message (%s): it is killed", pid, error)
-            received = None
-            if pid:
-                self._kill(pid, signal.SIGKILL)
-        if received is None:
-            self._hang_up(channel)
-            return None
-        wire.close_all(received[1])
-        return received[0]
-
-    def _hear_mold(self, mold: MoldProcess) -> None:
-        while (message := self._next_message(mold.channel, mold.pid)) is not None:
-            match message:
-                case wire.MoldReady():
-                    self._mold_ready(mold, message)
-                case wire.MoldFailed(reason, exit_code):
-                    mold.failure, mold.exit_code = reason, exit_code
-                case wire.ForkFailed(number, reason):
-                    self._fork_failed(number, reason)
-                case _:
-                    self.log.error("%s sent an unexpected %s", mold, type(message).__name__)
-
-    def _hear_worker(self, worker: WorkerProcess) -> None:
-        while (message := self._next_message(worker.channel, worker.pid)) is not None:
-            match message:
-                case wire.Born(pid):
-                    worker.failure = ""
-                    self._worker_born(worker, pid)
-                case wire.Ready():
-                    seconds = time.monotonic() - worker.started
-                    self.log.info("%s ready after %.3f s", worker, seconds)
-                    self.sampler.began(worker.pid)
-                    self._tell(facts.WorkerReady(worker.id))
-                    self._publish_change(worker, api.WorkerChange.READY)
-                case wire.Failed(reason):
-                    worker.failure = reason
-                case wire.Drained():
-                    self._tell(facts.WorkerDrained(worker.id))
-                case wire.PromotionRefused(reason):
-                    self._tell(facts.PromotionRefused(worker.id, reason))
-                case wire.Tried(findings):
-                    self._tried(worker, findings)
-                case wire.MoldReady():
-                    self._promoted(worker, message)
-                    return
-                case _:
-                    self.log.error("%s sent an unexpected %s", worker, type(message).__name__)
-        if worker.pid == 0 and worker.channel.fileno() < 0:
-            self._stillborn(worker)
-
-    def _fork_failed(self, number: int, reason: str) -> None:
-        """Keep the reason. The end of the line is what decides: a worker whose intermediate was killed may live."""
-        worker = self.children.workers.get(number)
-        if worker is not None:
-            worker.failure = reason
-
-    def _why_stillborn(self, worker: WorkerProcess) -> str:
-        """Say why a worker has not said a word: what its mold said, or died of, if that is why."""
-        mold = self.children.molds.get(worker.generation)
-        if mold is not None:
-            self._hear_mold(mold)
-        return worker.failure or (mold.failure if mold is not None else "") or "it ended before its first word"
-
-    def _worker_born(self, worker: WorkerProcess, pid: int) -> None:
-        worker.pid = pid
-        if worker.doomed or worker.id not in self.generations.workers:
-            self._kill(pid, signal.SIGKILL)
-        else:
-            self._tell(facts.WorkerBorn(worker.id))
-
-    def _stillborn(self, worker: WorkerProcess) -> None:
-        if worker.id not in self.children.workers:
-            return
-        reason = self._why_stillborn(worker)
-        self.log.error("worker[%s] gen=%s could not be forked: %s", worker.slot, worker.generation, reason)
-        self._forget_worker(worker)
-        self._tell(facts.WorkerGone(worker.id, reason))
-
-    def _publish_change(self, worker: WorkerProcess, change: api.WorkerChange, reason: str = "") -> None:
-        self.events.publish(api.WorkerEvent(worker.slot, worker.generation, worker.pid, change, reason))
-
-    def _tried(self, worker: WorkerProcess, findings: tuple[str, ...]) -> None:
-        for finding in findings:
-            self.log.warning("%s is not safe to fork from: %s", worker, finding)
-        self._tell(facts.Tried(worker.id, findings))
-
-    def _promoted(self, worker: WorkerProcess, message: wire.MoldReady) -> None:
-        self._count_out(worker)
-        mold = self.children.promote(worker, worker.promoting or 0)
-        self.sampler.promoted(mold.pid)
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(mold.channel.fileno())
-        self._listen(mold.channel, lambda: self._hear_mold(mold))
-        self._mold_ready(mold, message)
-        self._hear_mold(mold)
-
-    def _mold_ready(self, mold: MoldProcess, message: wire.MoldReady) -> None:
-        mold.seal = api.SealStatus(
-            sealed=message.sealed,
-            reason=message.reason,
-            objects=message.objects,
-            total_objects=message.total_objects,
-            seconds=message.seconds,
-        )
-        verb = "sealed" if message.sealed else f"frozen ({message.reason})"
-        self.log.info("%s ready: objects=%s %s in %.3f s", mold, message.objects, verb, message.seconds)
-        self._tell(facts.MoldReady(mold.generation))
-
-    # --- the end of children ------------------------------------------------------------------------------------------
-
-    def _reap(self) -> None:
-        for worker in self.children.unborn():
-            self._hear_worker(worker)  # its pid may be on the line still
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            process = self.children.by_pid(pid)
-            if isinstance(process, WorkerProcess):
-                self._hear_worker(process)
-                process = self.children.by_pid(pid)  # its last words may have made it a mold
-            if isinstance(process, WorkerProcess):
-                self._worker_gone(process, status)
-            elif process is not None:
-                self._mold_gone(process, status)
-            self.sampler.forget(pid)
-            self.undertaker.ended(pid)
-
-    def _worker_gone(self, worker: WorkerProcess, status: int) -> None:
-        reason = worker.failure or describe_status(status)
-        log = self.log.info if status == 0 or worker.doomed else self.log.error
-        log("%s ended: %s", worker, reason)
-        self._forget_worker(worker)
-        self._hook("child_exit", self.hook_view, worker)
-        self._tell(facts.WorkerGone(worker.id, reason, clean=status == 0))
-        self._publish_change(worker, api.WorkerChange.GONE, reason)
-
-    def _mold_gone(self, mold: MoldProcess, status: int) -> None:
-        self._hear_mold(mold)
-        reason = mold.failure or describe_status(status)
-        retired = self.generations.molds.get(mold.generation)
-        expected = retired is None or retired.state is api.MoldState.RETIRING
-        (self.log.info if expected else self.log.error)("%s ended: %s", mold, reason)
-        self._hang_up(mold.channel)
-        self.children.molds.pop(mold.generation, None)
-        if mold.was is not None:
-            self._hook("child_exit", self.hook_view, mold.was)
-            # Known as a worker still, if it was given up while it was promoted.
-            self._tell(facts.WorkerGone(mold.was.id, reason))
-        self._tell(facts.MoldGone(mold.generation, reason, mold.exit_code))
-
-    def _forget_worker(self, worker: WorkerProcess) -> None:
-        self._hang_up(worker.channel)
-        if self.children.workers.pop(worker.id, None) is not None:
-            self._count_out(worker)
-
-    def _count_out(self, worker: WorkerProcess) -> None:
-        """Add what a process has counted to its slot, and free its row."""
-        self.slot_requests[worker.slot] += worker.cells[Cell.REQUESTS]
-        self.slot_errors[worker.slot] += worker.cells[Cell.ERRORS]
-        seen = self.sampler.process(worker.pid)
-        if seen is not None:
-            self.slot_cpu[worker.slot] += seen.cpu_seconds
-            self.slot_faults[worker.slot] += seen.minor_faults
-        self.children.release_row(worker.row)
-
-    def _kill_silent_workers(self) -> None:
-        """End workers whose loop has not turned for ``timeout`` seconds: first so that they can say where they were."""
-        if not self.cfg.timeout:
-            return
-        now = time.monotonic_ns()
-        for worker in self.children.workers.values():
-            known = self.generations.workers.get(worker.id)
-            if known is None or known.stage is not Stage.READY:
-                continue
-            silent = (now - worker.cells[Cell.HEARTBEAT]) / 1e9
-            if silent <= self.cfg.timeout:
-                continue
-            if not worker.aborted:
-                self.log.critical("%s timed out: silent for %.0f s", worker, silent)
-            self._kill(worker.pid, signal.SIGKILL if worker.aborted else signal.SIGABRT)
-            worker.aborted = True
-
     # --- signals ------------------------------------------------------------------------------------------------------
 
     def _install_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number, handle in {
-            signal.SIGCHLD: self._reap,
+            signal.SIGCHLD: self.nursery.reap,
             signal.SIGTERM: lambda: self._stop(graceful=True),
             signal.SIGINT: lambda: self._stop(graceful=False),
             signal.SIGQUIT: lambda: self._stop(graceful=False),
@@ -617,7 +352,7 @@ class Monitor:
 
     def _stop(self, *, graceful: bool) -> None:
         systemd.sd_notify("STOPPING=1", self.log)
-        listeners.close_all(self._listeners, unlink=not self._systemd)
+        self.listeners.close()
         self._tell(facts.StopRequested(graceful=graceful))
 
     def _resize(self, wanted: int) -> None:
@@ -631,15 +366,14 @@ class Monitor:
 
     def _reopen_logs(self) -> None:
         self.log.reopen_files()
-        for pid in self.children.pids():
-            self._kill(pid, signal.SIGUSR1)
+        self.nursery.reopen_logs()
 
     def _refuse_reexec(self) -> None:
         self.log.warning("USR2 does nothing: refork does not re-execute itself. HUP loads new code without downtime.")
 
     def _refork_by_signal(self) -> None:
         try:
-            self._ask(facts.ReforkRequested(api.Trigger.SIGNAL, self._requests()))
+            self._ask(facts.ReforkRequested(api.Trigger.SIGNAL, self.nursery.requests()))
         except Refusal as refusal:
             self.log.warning("refork refused: %s", refusal)
 
@@ -648,7 +382,7 @@ class Monitor:
             return
         self.log.info("refork by memory: %s", self.automatic.explain())
         with contextlib.suppress(Refusal):  # what stands in its way was asked for before
-            self._ask(facts.ReforkRequested(api.Trigger.MEMORY, self._requests()))
+            self._ask(facts.ReforkRequested(api.Trigger.MEMORY, self.nursery.requests()))
 
     def _reload(self) -> None:
         """Take up a new configuration and, by a rebase, new code; a broken one leaves everything as it is."""
@@ -656,35 +390,21 @@ class Monitor:
 
         try:
             app = load_application(self.app.argv, directory=self._start_directory)
-            self._reopen_listeners(app.cfg)
+            self.listeners.listen(app.cfg)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a configuration file may do anything
             self.log.error("the new configuration is broken, the old one stays: %s", describe(error))
             return
         self.app, self.cfg = app, app.cfg
         self.log.setup(self.cfg)
         self.log.reopen_files()
-        self.hook_view.app, self.hook_view.cfg = app, self.cfg
-        self._hook("on_reload", self.hook_view)
+        self.hook_view.app, self.hook_view.cfg, self.hook_view.LISTENERS = app, self.cfg, self.listeners.open
+        hooks.run(self.hook_view, "on_reload")
         self.generations.policy = policy_of(self.cfg)
         self.automatic.configure(Wish.of(self.cfg))
         self.generations.barred = ""
         if self.cfg.workers != self.generations.wanted:
             self._resize(self.cfg.workers)
         self._ask(facts.RebaseRequested(api.Trigger.RELOAD))
-
-    def _reopen_listeners(self, cfg: Any) -> None:
-        """Listen where the new configuration says; the old sockets stay open until nobody serves from them."""
-        if cfg.address == self.cfg.address or self._systemd:
-            return
-        opened, _ = listeners.open_all(cfg, self.log)
-        self._close_replaced_listeners()
-        self._replaced_listeners, self._listeners = self._listeners, opened
-        self.hook_view.LISTENERS = opened
-        self.log.info("Listening at: %s (%s)", ",".join(str(listener) for listener in opened), self.pid)
-
-    def _close_replaced_listeners(self) -> None:
-        listeners.close_all(self._replaced_listeners, unlink=True)
-        self._replaced_listeners = []
 
     # --- what the control endpoint asks -------------------------------------------------------------------------------
 
@@ -739,11 +459,11 @@ class Monitor:
         return self.operations.once(command, act, refusal=refusal, now=time.monotonic(), interval=interval)
 
     def _refork(self, command: api.ReforkCommand) -> api.Accepted:
-        self._ask(facts.ReforkRequested(api.Trigger.COMMAND, self._requests(), command.slot))
+        self._ask(facts.ReforkRequested(api.Trigger.COMMAND, self.nursery.requests(), command.slot))
         return self._accepted()
 
     def _doctor(self, command: api.DoctorCommand) -> api.Accepted:
-        self._ask(facts.TrialRequested(api.Trigger.COMMAND, self._requests(), command.slot))
+        self._ask(facts.TrialRequested(api.Trigger.COMMAND, self.nursery.requests(), command.slot))
         return self._accepted()
 
     def _rebase(self, command: api.RebaseCommand) -> api.Accepted:
@@ -775,14 +495,13 @@ class Monitor:
         workers = self.children.workers.values()
         return {w.id: w.pid for w in workers if w.id in known and known[w.id].stage is Stage.READY}
 
-    def _requests(self) -> dict[int, int]:
-        return {worker.id: worker.cells[Cell.REQUESTS] for worker in self.children.workers.values()}
-
-    def _errors(self) -> dict[int, int]:
-        return {worker.id: worker.cells[Cell.ERRORS] for worker in self.children.workers.values()}
-
-    def _upkeep(self) -> list[Fact]:
-        cgroup, now = self.sampler.cgroup, time.monotonic()
+    def _keep_up(self) -> None:
+        """Judge the growth and the age of everybody, once a second: looks are rarer, and ages long."""
+        now = time.monotonic()
+        if now - self._upkept < SECONDS_BETWEEN_UPKEEP:
+            return
+        self._upkept = now
+        cgroup = self.sampler.cgroup
         limits = Limits.of(self.cfg, container=None if cgroup is None else cgroup.limit)
         workers = [
             WorkerFacts(worker.id, now - worker.started, look.memory, look.at)
@@ -790,7 +509,7 @@ class Monitor:
             if (look := self.sampler.track(worker.pid).look) is not None
         ]
         molds = [MoldFacts(mold.generation, self.sampler.memory(mold.pid)) for mold in self.children.molds.values()]
-        return self.upkeep.look(limits, workers, molds)
+        self._tell(*self.upkeep.look(limits, workers, molds))
 
     def _notify_ready(self) -> None:
         if not self._notified and self.generations.phase is api.Phase.STEADY:
@@ -799,9 +518,3 @@ class Monitor:
             self.sampler.need_all()
             systemd.sd_notify("READY=1\nSTATUS=serving", self.log)
             self.log.info("serving: workers=%s gen=%s", self.generations.ready(), self.generations.current)
-
-    def _hook(self, name: str, *arguments: Any) -> None:
-        try:
-            getattr(self.cfg, name)(*arguments)
-        except Exception:
-            self.log.exception("the hook %s failed", name)

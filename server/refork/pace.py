@@ -2,7 +2,7 @@
 
 A look is not free. The kernel walks the page tables of the process under its memory lock, about 20 ms for each GiB, so
 the cost depends on what is looked at and cannot be known before. The plan therefore works like a household: each look
-makes a debt of the processor time it took, time pays the debt off at a fixed rate (``SHARE`` of one core), and
+makes a debt of the processor time it took, time pays the debt off at a fixed rate (``share`` of one core), and
 
 * the regular look at the least recently seen process waits until there is no debt,
 * a look that somebody asked for may be made on a small credit,
@@ -39,9 +39,14 @@ _MARKS = 60
 
 @dataclass(slots=True)
 class Pace:
-    """What was seen when, what is wanted, and what is owed. Instants are on a monotonic clock, sizes are seconds."""
+    """What was seen when, what is wanted, and what is owed. Instants are on a monotonic clock, sizes are seconds.
+
+    ``share`` of one core may be spent, and ``shortest`` lies between two regular looks at a process at least.
+    """
 
     begun: float
+    share: float = SHARE
+    shortest: float = SHORTEST
     spent: float = 0.0
     debt: float = 0.0
     _settled: float = field(init=False)
@@ -75,15 +80,15 @@ class Pace:
             if pid in pids:
                 return pid, 0.0
         if not pids:
-            return None, SHORTEST
+            return None, self.shortest
         stalest = min(pids, key=self._last)
         last = self._last(stalest)
         if last < self._asked and self.debt < CREDIT:
             return stalest, 0.0
-        regular = max(last + SHORTEST - now, self.debt / SHARE)
+        regular = max(last + self.shortest - now, self.debt / self.share)
         if regular <= 0:
             return stalest, 0.0
-        on_credit = (self.debt - CREDIT) / SHARE if last < self._asked else math.inf
+        on_credit = (self.debt - CREDIT) / self.share if last < self._asked else math.inf
         return None, min(regular, on_credit)
 
     def looked(self, pid: int, *, cost: float, now: float) -> None:
@@ -101,7 +106,7 @@ class Pace:
 
     def interval(self) -> float:
         """Tell how many seconds lie between two regular looks at one process."""
-        return max(SHORTEST, sum(self._costs.values()) / SHARE)
+        return max(self.shortest, sum(self._costs.values()) / self.share)
 
     def oldest(self) -> float:
         """Tell when the least recent look was."""
@@ -123,5 +128,5 @@ class Pace:
 
     def _settle(self, now: float) -> None:
         if now > self._settled:
-            self.debt = max(0.0, self.debt - SHARE * (now - self._settled))
+            self.debt = max(0.0, self.debt - self.share * (now - self._settled))
             self._settled = now

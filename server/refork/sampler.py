@@ -8,7 +8,7 @@ What a worker had when it became ready is kept as its *baseline*. Private memory
 has written to since, and what a refork can win back. Memory that a worker was born with never counts as that.
 
 A process is known by its pid: it is the monitor's own child, so the number cannot be another's until it is reaped, and
-then it is forgotten here first.
+then it is forgotten here first. (The exporter, whose children they are not, tells by their start who is another.)
 """
 
 from __future__ import annotations
@@ -92,17 +92,20 @@ class Track:
 
 
 class Sampler:
-    """Looks at the monitor and its ``children`` until ``run()`` is cancelled; calls ``told`` after each look."""
+    """Looks at the process ``own`` and its ``children`` until ``run()`` is cancelled; calls ``told`` after each look.
 
-    def __init__(self, own: int, children: Callable[[], Iterable[int]], *, log: Any) -> None:
+    ``place`` is the control group that is looked at with it.
+    """
+
+    def __init__(self, own: int, children: Callable[[], Iterable[int]], *, log: Any, pace: Pace | None = None) -> None:
         self._own = own
         self._children = children
         self._log = log
-        self._pace = Pace(time.monotonic())
+        self._pace = pace or Pace(time.monotonic())
         self._tracks: dict[int, Track] = {}
         self._wake = asyncio.Event()
         self._looking_at: int | None = None
-        self._place = cgroup.find()
+        self.place = cgroup.find()
         self.cgroup: api.Cgroup | None = None
         self.told: Callable[[], None] = lambda: None
         self.held: Callable[[], bool] = lambda: False
@@ -112,6 +115,10 @@ class Sampler:
     def began(self, pid: int) -> None:
         """Keep what a worker has that has just become ready: its baseline."""
         self._tracks.setdefault(pid, Track()).awaits_baseline = True
+        self.need(pid)
+
+    def need(self, pid: int) -> None:
+        """Look at a process at once, because nothing is known of it, or nothing that is still true."""
         self._pace.need(pid)
         self._wake.set()
 
@@ -134,8 +141,7 @@ class Sampler:
         if track is not None:
             track.baseline = None
             track.awaits_baseline = False
-        self._pace.need(pid)
-        self._wake.set()
+        self.need(pid)
 
     def forget(self, pid: int) -> None:
         """Let go of a process that is about to be reaped."""
@@ -211,7 +217,7 @@ class Sampler:
                 await asyncio.wait_for(self._wake.wait(), idle)
             return
         self._looking_at = pid
-        place = self._place if pid == self._own else None
+        place = self.place if pid == self._own else None
         look = await asyncio.get_running_loop().run_in_executor(pool, take, pid, place)
         if self._looking_at is not None:  # else it was reaped meanwhile
             self._record(look)

@@ -31,7 +31,7 @@ from refork.control import ControlServer
 from refork.control_tcp import ControlTcpServer
 from refork.door import Door
 from refork.events import Events
-from refork.metrics import MetricsServer
+from refork.metrics import metrics_of
 from refork.operations import Operations
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         "control": ControlServer(pretender, events, bind=arguments.control, log=log, pid=arguments.pid or os.getpid()),
     }
     if arguments.metrics:
-        servers["metrics"] = MetricsServer(pretender.status, events, bind=arguments.metrics, log=log)
+        servers["metrics"] = metrics_of(pretender.status, events, bind=arguments.metrics, log=log)
     if arguments.tcp:
         servers["tcp"] = ControlTcpServer(pretender, events, door=_door(arguments), log=log)
     stopped = asyncio.Event()

@@ -86,7 +86,9 @@ def test_one_worker_has_nobody_to_share_with() -> None:
 
 def test_without_samples_the_lower_end_says_nothing() -> None:
     """Page contents could not be read: the figures alone give the upper end."""
-    found = estimate(tree(*[100 * MIB] * WORKERS), [], sampled=0)
+    found = estimate(tree(*[100 * MIB] * WORKERS), None, sampled=0)
+    assert not found.contents
+    assert estimate(tree(*[100 * MIB] * WORKERS), [], sampled=0).contents
     assert found.duplicate is None
     assert found.changing is None
     assert found.at_least.won == 0
@@ -138,18 +140,6 @@ def test_samples_tell_how_much_would_be_left(seed: int) -> None:
     assert found is not None
     assert found.value == pytest.approx(1 - truth, abs=2 * found.margin)
     assert found.margin < 0.02
-
-
-def test_workers_are_told_from_helpers() -> None:
-    """A tracker of the standard library runs the same program, but is small; a log shipper runs another one."""
-    children = [
-        *tree(100 * MIB, 90 * MIB, 80 * MIB)[1:],
-        process(70, Role.OTHER, private=5 * MIB, shared=5 * MIB),
-        process(80, Role.OTHER, private=90 * MIB),
-    ]
-    programs = {child.pid: "/usr/bin/python3" for child in children} | {80: "/usr/bin/shipper"}
-    assert [worker.pid for worker in estimate_proc.pick_workers(programs, children)] == [2, 3, 4]
-    assert estimate_proc.pick_workers({}, []) == []
 
 
 SMAPS = b"""\
