@@ -42,16 +42,14 @@ def until[Found](look: Callable[[], Found], *, seconds: float = PATIENCE, what: 
 
 def account(name: str, release: harness.Release) -> Account:
     """Find out what a release of the chart lets its operator do, as an API server does: from binding to role."""
-    bound = Account(name, rules=[])
+    everywhere: list[harness.Object] = []
+    inside: dict[str, list[harness.Object]] = {}
     for binding in (*release.of("ClusterRoleBinding"), *release.of("RoleBinding")):
-        namespace = binding["metadata"].get("namespace", "")
-        roles = release.of(binding["roleRef"]["kind"])
-        wanted = (binding["roleRef"]["name"], namespace)
-        (role,) = [
-            each for each in roles if (each["metadata"]["name"], each["metadata"].get("namespace", "")) == wanted
-        ]
-        (bound.namespaces.setdefault(namespace, []) if namespace else bound.rules).extend(role["rules"])
-    return bound
+        namespace, ref = binding["metadata"].get("namespace"), binding["roleRef"]
+        roles = [each for each in release.of(ref["kind"]) if each["metadata"]["name"] == ref["name"]]
+        (role,) = [each for each in roles if each["metadata"].get("namespace") == namespace]
+        (everywhere if namespace is None else inside.setdefault(namespace, [])).extend(role["rules"])
+    return Account(name, rules=everywhere, namespaces=inside)
 
 
 class Process:
