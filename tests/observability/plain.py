@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 APP = """
-CACHE = [str(number) * 4 for number in range(100_000)]
+CACHE = [str(number) * 4 for number in range(150_000)]
 
 
 def app(environ, start_response):
@@ -30,7 +30,7 @@ EAGER = ("--interval", "1", "--cpu-share", "1", "--estimate-interval", "2")
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """A gunicorn of two workers, each with a cache of its own, and the address of the exporter that looks at it."""
+    """A gunicorn of four workers, each with a cache of its own, and the address of the exporter that looks at it."""
 
     exporter: str
 
@@ -46,7 +46,7 @@ def plain(directory: Path) -> Iterator[Plain]:
     (directory / "plain.py").write_text(APP)
     address = f"127.0.0.1:{free_port()}"
     with contextlib.ExitStack() as running:
-        words = ("-w", "2", "-b", f"127.0.0.1:{free_port()}", "plain:app")
+        words = ("-w", "4", "-b", f"127.0.0.1:{free_port()}", "plain:app")
         server = running.enter_context(_running("gunicorn", words, directory))
         watch = ("--bind", address, "--pid", str(server.pid), *EAGER)
         running.enter_context(_running("refork.exporter", watch, directory))

@@ -96,6 +96,30 @@ def test_queries_return_what_the_status_says(watched: tuple[Server, Prometheus])
     assert (info["version"], info["worker_class"], info["sealing"], one) == (status.version, "sync", status.sealing, 1)
 
 
+def test_the_queries_of_readme_return_the_numbers_of_the_status(watched: tuple[Server, Prometheus]) -> None:
+    """Each of them, after a refork that had something to win."""
+    server, prometheus = watched
+    for worker in server.wait_steady().workers:
+        server.get_from(worker.pid, f"/eval/bool(kept)or(kept.append(b'x'*{8 * MIB})or(True))")
+    server.succeed(server.refork())
+    for worker in server.wait_steady(generation=1).workers:
+        server.get_from(worker.pid, f"/eval/len(kept)>1or(kept.append(b'x'*{4 * MIB})or(True))")
+
+    def kept(status: api.Status) -> float | None:
+        gain = status.gain
+        return None if gain.realised is None or not gain.promised else gain.realised / gain.promised
+
+    figures: dict[str, Callable[[api.Status], float | None]] = {
+        "sum by (instance) (refork_memory_pss_bytes)": lambda status: totals(status).pss,
+        "refork_memory_saved_bytes": lambda status: totals(status).saved,
+        "refork_gain_predicted_bytes": lambda status: status.gain.predicted,
+        "refork_gain_realised_bytes / refork_gain_promised_bytes": kept,
+    }
+    assert QUERY.findall((ROOT / "README.md").read_text()) == list(figures)
+    for query, figure in figures.items():
+        agree(server, prometheus, query, figure, within=0.01)
+
+
 def test_the_control_group_is_what_the_status_says(watched: tuple[Server, Prometheus]) -> None:
     """Usage, working set, and a limit where there is one."""
     server, prometheus = watched
