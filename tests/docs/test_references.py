@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.xdist_group("docs")  # programs are asked once
+
 PROGRAMS = {
     "reforkctl": ("refork.ctl", ("status", "top", "refork", "rebase", "doctor", "workers", "estimate")),
     "refork-operator": ("refork_operator.cli", ()),

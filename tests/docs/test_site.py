@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install --group docs")
+pytestmark = pytest.mark.xdist_group("docs")  # the site is built once
 
 HERE = "https://refork.dev/"
 
