@@ -209,6 +209,20 @@ def test_every_make_command_that_a_page_names_exists() -> None:
     assert {name for path in pages() for name in make.findall(path.read_text())} - targets == set()
 
 
+def test_figures_are_told_the_same_everywhere() -> None:
+    """What README says of the benchmarks is what the other pages say of them."""
+    names = (ROOT / "README.md", DOCS / "COMPARISON.md", DOCS / "FAQ.md")
+    readme, compared, asked = (" ".join(path.read_text().split()) for path in names)
+    ((before, after),) = re.findall(r"warm workers: ([\d,]+) MiB before, ([\d,]+) MiB after", readme)
+    (reduction,) = re.findall(r"`make bench-demo` \| [^|]*\*\*(-[\d.]+ %)\*\*", readme)
+    ((ours, preload),) = re.findall(r"`make bench-django` \| ([\d,]+) against ([\d,]+) MiB", readme)
+    (leak,) = re.findall(r"`make bench-leak` \| [^|]*\*\*([\d.]+)\*\*", readme)
+    assert f"| {before} MiB | {after} MiB, **{reduction}** |" in compared
+    assert f"(`make bench-django`) | {preload} MiB | {ours} MiB |" in compared
+    assert f"8 workers end at {preload} MiB with `--preload` and at {ours} with refork" in asked
+    assert f"the largest is {leak} times the median" in asked
+
+
 def test_links_lead_somewhere_where_they_are_written() -> None:
     """Also as they are read on GitHub: README, those of charts and examples, and out of docs/."""
     link = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
