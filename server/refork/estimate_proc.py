@@ -45,6 +45,7 @@ _MASK, _PRIVATE = _PRESENT | _OF_A_FILE | _EXCLUSIVE, _PRESENT | _EXCLUSIVE
 
 _AREA = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) (....) \S+ \S+ [0-9]+ *(.*)$")
 _DIRTY = re.compile(rb"^Private_Dirty: +([0-9]+) kB$")
+_PYTHON = re.compile(rb"/(libpython[0-9][^/\n]*|[^/\n]+\.cpython-[0-9][^/\n]*)$", re.MULTILINE)
 _SWAPPED = re.compile(rb"^SwapPss: +([0-9]+) kB$", re.MULTILINE)
 
 type Progress = Callable[[str, int, int], None]
@@ -216,6 +217,15 @@ def _program(pid: int) -> str:
         return ""
 
 
+def _runs_python(pid: int) -> bool:
+    return is_python(_program(pid), memory.contents(f"/proc/{pid}/maps"))
+
+
+def is_python(program: str, maps: bytes) -> bool:
+    """Tell from the file that it runs, or from what it has mapped: servers like uWSGI have Python as a library."""
+    return "python" in os.path.basename(program) or _PYTHON.search(maps) is not None
+
+
 def _read(pid: int, name: str) -> bytes:
     with open(f"/proc/{pid}/{name}", "rb") as file:
         return file.read()
@@ -227,9 +237,7 @@ def _notes(master: int, processes: Sequence[Process]) -> Iterator[str]:
         yield "there is one worker: it has nobody to share with"
     if processes[0].command.startswith("refork:"):
         yield "this is a refork server already: reforkctl status knows better what a refork would win"
-    elif "python" not in os.path.basename(_program(master)) and not any(
-        "python" in os.path.basename(_program(worker.pid)) for worker in workers
-    ):
+    elif not any(_runs_python(pid) for pid in (master, *(worker.pid for worker in workers))):
         yield "this is no Python program, and refork serves only those: take it as what there is to win in principle"
     swapped = sum(process.swapped for process in processes)
     if swapped:

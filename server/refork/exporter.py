@@ -44,8 +44,8 @@ OK, CANNOT_LISTEN = 0, 1
 # As gunicorn writes them, and refork: whoever collects their lines can read these.
 LINE, DATE = "%(asctime)s [%(process)d] [%(levelname)s] %(message)s", "[%Y-%m-%d %H:%M:%S %z]"
 
-_LOOKS, _ESTIMATES, _LOOKING_AROUND = 0.4, 0.4, 0.2
-"""How what all of this may cost is divided."""
+_LOOKS, _ESTIMATES, _LOOKING_AROUND = 0.4, 0.3, 0.1
+"""How what all of this may cost is divided. The rest is for what it costs beside itself, and for scrapes."""
 
 
 def main(words: Sequence[str] | None = None) -> int:

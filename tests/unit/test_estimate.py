@@ -142,6 +142,24 @@ def test_samples_tell_how_much_would_be_left(seed: int) -> None:
     assert found.margin < 0.02
 
 
+MAP = "7f0000000000-7f0000100000 r-xp 00001000 08:01 4711                       {}\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "mapped", "python"),
+    [
+        ("/usr/bin/python3.13", "", True),
+        ("/usr/bin/uwsgi-core", "/usr/lib/x86_64-linux-gnu/libpython3.11.so.1.0", True),
+        ("/venv/bin/uwsgi", "/usr/lib/python3.13/lib-dynload/math.cpython-313-x86_64-linux-gnu.so", True),
+        ("/usr/bin/ruby3.1", "/usr/lib/x86_64-linux-gnu/libruby-3.1.so.3.1.7", False),
+        ("/opt/python/bin/server", "/opt/python/lib/libserver.so", False),
+    ],
+)
+def test_python_is_known_also_where_it_is_a_library(program: str, mapped: str, python: bool) -> None:  # noqa: FBT001 - cases
+    """As in uWSGI, whose program is not named so."""
+    assert estimate_proc.is_python(program, MAP.format(mapped).encode()) is python
+
+
 SMAPS = b"""\
 55d0a0000000-55d0a0100000 rw-p 00000000 00:00 0                          [heap]
 Size:               1024 kB
