@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import kubernetes_validate
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -308,6 +310,23 @@ def test_who_is_watched_and_by_whom_are_labels() -> None:
     assert not any(label == "pid" for _, labels in told(REPORT) for label, _ in labels)
     assert value(REPORT, "refork_exporter_errors_total", kind="gone") == 2
     assert value(REPORT, "refork_exporter_errors_total", kind="internal") == 0
+
+
+def test_the_documented_pod_is_one_that_kubernetes_takes_and_the_exporter_needs() -> None:
+    """Valid to the last field, restricted, with what lets the exporter look, and no probe that could take it down."""
+    (block,) = re.findall(r"```yaml\n(spec:.*?)```", DOCUMENT, re.DOTALL)
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web"}, **yaml.safe_load(block)}
+    kubernetes_validate.validate(pod, "1.36", strict=True)
+    spec = pod["spec"]
+    assert spec["shareProcessNamespace"] is True
+    assert {"runAsUser", "runAsGroup"} <= set(spec["securityContext"])
+    for container in spec["containers"]:
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    exporter = spec["containers"][1]
+    assert "readinessProbe" not in exporter
+    assert "cpu" not in exporter["resources"]["limits"]
+    assert parse(exporter["args"], env={}).bind == TcpAddress("", exporter["ports"][0]["containerPort"])
 
 
 # --- what it can be told ----------------------------------------------------------------------------------------------
