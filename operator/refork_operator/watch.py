@@ -8,7 +8,7 @@ whenever it lists pods again, we do, too, and compare.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import kopf
 
@@ -73,6 +73,8 @@ class Watcher:
                 clusterwide=not self._settings.namespaces,
                 namespaces=self._settings.namespaces,
                 standalone=True,
+                # kopf would ask for the name of its user, and a container's user may have none.
+                identity=cast("Any", self._settings.identity),
             )
             comparing.cancel()
 

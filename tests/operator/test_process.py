@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import os
 from datetime import UTC, datetime
 
 import pytest
 import yaml
 
 from tests.helm import harness
-from tests.operator.conftest import Box, account, until
+from tests.operator.conftest import ROOT, Box, account, until
 
 MIB = 1 << 20
 
@@ -58,6 +59,16 @@ def test_a_pod_is_reforked_on_request(box: Box) -> None:
     described = box.kubectl("describe", "pod", "web-7d9f-0")
     assert "ReforkStarted" in described
     assert "ReforkSucceeded" in described
+
+
+def test_its_user_needs_no_name(box: Box) -> None:
+    """In an image it is a number that stands in no passwd file and in no environment."""
+    (box.directory / "sitecustomize.py").write_text("import pwd\npwd.getpwuid = {}.__getitem__\n")
+    nameless = dict.fromkeys(("LOGNAME", "USER", "LNAME", "USERNAME"), "")
+    paths = os.pathsep.join(map(str, (box.directory, ROOT / "server", ROOT / "operator")))
+    operator = box.operator(env={**nameless, "PYTHONPATH": paths})
+    watching(box, "pods")
+    assert operator.stop() == 0
 
 
 def test_every_changed_value_is_one_request(box: Box) -> None:
