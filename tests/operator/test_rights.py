@@ -101,7 +101,9 @@ class Stories:
         """Have every event told once by an operator that has all rights, so that the next one counts it up."""
         self.box.kubeconfig.write_text(yaml.safe_dump(self.box.api.kubeconfig(ADMIN)))
         operator = self.box.operator()
-        until(lambda: len(self.box.events("ReforkRecommended")) == len(self.missing), what="recommendations")
+        until(
+            lambda: len(self.box.events("ReforkRecommended")) == len(self.missing), what="recommendations", seconds=60
+        )
         assert operator.stop() == 0
 
     def tell(self) -> None:
@@ -121,19 +123,23 @@ class Stories:
         return [
             *("--kubeconfig", str(kubeconfig), "--namespaces", namespace, "--lease-namespace", namespace),
             *("--listen", "127.0.0.1:0", "--settle", "0.2", "--poll-timeout", "2", "--log-format", "text"),
+            # So many at once may be slow to renew a Lease, and none of them shall end for that.
+            *("--lease-duration", "90", "--lease-renew-deadline", "80", "--lease-retry", "1"),
         ]
 
     def _log(self, namespace: str) -> Path:
-        return self.box.directory / f"{namespace}.log"
+        path = self.box.directory / f"{namespace}.log"
+        path.touch()
+        return path
 
     def ending(self, namespace: str) -> Ending:
         """Wait until a story is told, or its operator's log says what is refused."""
         log, missing = self._log(namespace), self.missing[namespace]
         if missing is None:
-            until(lambda: self.outcomes(namespace) == ["Succeeded: 1 of 1 pods"] * 3, what="every workload reforked")
-            until(lambda: self._used(namespace) >= set(RIGHTS), what="the use of every right")
+            until(lambda: self.outcomes(namespace) == ["Succeeded: 1 of 1 pods"] * 3, what="all reforked", seconds=60)
+            until(lambda: self._used(namespace) >= set(RIGHTS), what="every right in use", seconds=60)
         else:
-            until(lambda: missing.refusal in log.read_text().replace("\\", ""), what=missing.refusal)
+            until(lambda: missing.refusal in log.read_text().replace("\\", ""), what=missing.refusal, seconds=60)
         return Ending(
             used=self._used(namespace),
             refused=self._refused(namespace),
