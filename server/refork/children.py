@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class WorkerProcess:
-    """A worker; gunicorn's ``child_exit`` hook gets it as ``worker``. ``started`` is on the monotonic clock."""
+    """A worker; gunicorn's ``child_exit`` hook gets it as ``worker``.
+
+    ``started`` is on the monotonic clock; ``failure`` is what it said of its own, ``killed`` why the monitor killed it.
+    """
 
     id: int
     slot: int
@@ -35,6 +38,7 @@ class WorkerProcess:
     doomed: bool = False
     aborted: bool = False
     failure: str = ""
+    killed: str = ""
 
     @property
     def age(self) -> int:
@@ -56,6 +60,7 @@ class MoldProcess:
     seal: SealStatus | None = None
     was: WorkerProcess | None = None
     failure: str = ""
+    killed: str = ""
     exit_code: int = WORKER_BOOT_ERROR
 
     def __str__(self) -> str:

@@ -150,7 +150,7 @@ class _Examiner(Monitor):
             await self._until(lambda: self.generations.phase is api.Phase.STEADY)
             for request in self._to_serve:
                 await self._have_answered(request)
-            self._ask(facts.TrialRequested(api.Trigger.COMMAND, self._requests()))
+            self._ask(facts.TrialRequested(api.Trigger.COMMAND, self.nursery.requests()))
             await self._until(lambda: self.generations.rollout is None)
             ended = self.generations.last_rollout
             if ended is not None and ended.outcome is api.Outcome.SUCCEEDED:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from refork.errors import ConfigurationError, describe
+
 
 @dataclass(slots=True)
 class Server:
@@ -41,3 +43,23 @@ class Server:
     def worker_class(self) -> Any:
         """The class that ``worker_class`` names."""
         return self.cfg.worker_class
+
+
+def demand(server: Server, name: str, *arguments: Any) -> None:
+    """Run a hook of the start.
+
+    Raises:
+        ConfigurationError: it failed, so there is no start.
+    """
+    try:
+        getattr(server.cfg, name)(server, *arguments)
+    except Exception as error:
+        raise ConfigurationError(f"the hook {name} failed: {describe(error)}") from error
+
+
+def run(server: Server, name: str, *arguments: Any) -> None:
+    """Run a hook; that it fails is logged, because the server has to go on."""
+    try:
+        getattr(server.cfg, name)(server, *arguments)
+    except Exception:
+        server.log.exception("the hook %s failed", name)

@@ -29,6 +29,45 @@ _CLASSES: dict[int, Any] = {
 _ATTEMPTS = 5
 
 
+class Listeners:
+    """The open sockets of a server, and those that a reload has replaced but old workers may still serve from."""
+
+    def __init__(self, log: Any) -> None:
+        self.open: list[Any] = []
+        self._replaced: list[Any] = []
+        self._addresses: list[Any] = []
+        self._systemd = False
+        self._log = log
+
+    def fds(self) -> tuple[int, ...]:
+        """Return the descriptors of the open ones."""
+        return tuple(listener.fileno() for listener in self.open)
+
+    def listen(self, cfg: Any) -> None:
+        """Listen where the configuration says, or on what systemd has passed.
+
+        Where that has changed, the old sockets stay open until ``let_go()``.
+
+        Raises:
+            ConfigurationError: an address cannot be bound; everything is as it was.
+        """
+        if self._systemd or cfg.address == self._addresses:
+            return
+        opened, self._systemd = open_all(cfg, self._log)
+        self.let_go()
+        self._replaced, self.open, self._addresses = self.open, opened, cfg.address
+        self._log.info("Listening at: %s (%s)", ",".join(str(listener) for listener in opened), os.getpid())
+
+    def let_go(self) -> None:
+        """Close what was replaced."""
+        close_all(self._replaced, unlink=True)
+        self._replaced = []
+
+    def close(self) -> None:
+        """Close the open ones; the files of unix sockets go with them, unless they are systemd's."""
+        close_all(self.open, unlink=not self._systemd)
+
+
 def open_all(cfg: Any, log: Any) -> tuple[list[Any], bool]:
     """Open what ``bind`` names, or take over what systemd passed; the second value tells which.
 

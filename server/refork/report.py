@@ -109,8 +109,9 @@ def _sealing(monitor: Monitor) -> str:
 
 def _served(monitor: Monitor) -> tuple[api.SlotCount, ...]:
     """Add what living processes have counted to what those before them had, by slot."""
-    requests, errors = monitor.slot_requests.copy(), monitor.slot_errors.copy()
-    cpu, faults = monitor.slot_cpu.copy(), monitor.slot_faults.copy()
+    before = monitor.nursery.served
+    requests, errors = before.requests.copy(), before.errors.copy()
+    cpu, faults = before.cpu.copy(), before.faults.copy()
     for worker in monitor.children.workers.values():
         requests[worker.slot] += worker.cells[Cell.REQUESTS]
         errors[worker.slot] += worker.cells[Cell.ERRORS]
