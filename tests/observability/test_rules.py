@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from refork import ctl
+from refork_operator import plugin
 from tests.integration.server import until
 from tests.observability.dashboard import FLEET, POD, Dashboard
 from tests.observability.prometheus import needs_prometheus
@@ -116,6 +119,19 @@ def test_every_page_has_the_same_three_questions() -> None:
         headlines = re.findall(r"^#+ .+$", text, re.MULTILINE)
         assert headlines == [f"# {name}", "## What it means", "## How to see it", "## What to do"], name
         assert PROMQL.search(text), f"{name} shows no query"
+
+
+def test_the_commands_of_the_pages_are_understood() -> None:
+    """Of reforkctl and of the plugin of kubectl, by their own parsers: nobody learns of a renamed flag at night."""
+    pages = "".join(page.read_text() for page in RUNBOOKS.glob("*.md"))
+    spoken = [line.partition("#")[0] for line in re.findall(r"(?:reforkctl|kubectl refork) [a-z][^`|\n]*", pages)]
+    assert len(spoken) >= 20
+    for line in spoken:
+        words = shlex.split(re.sub(r"\bN\b", "4", line))
+        if words[0] == "reforkctl":
+            ctl._parser().parse_args(words[1:])
+        else:
+            plugin._parse(words[2:])
 
 
 def asked() -> dict[str, list[str]]:
