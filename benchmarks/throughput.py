@@ -8,8 +8,10 @@ time that the server used, which neighbours move less. ``--null`` puts gunicorn 
 the noise; pairs that other programs disturbed are taken again. The application answers two bytes: a real one would
 hide the server.
 
-The latency is measured at a fixed rate of half the capacity, on all cores: the p99 of everything answered between the
-refork command and its end, over all reforks, against the p99 of as many seconds in between.
+The latency is measured at a fixed rate of half the capacity, on all cores, with as many workers as gunicorn recommends
+(two for each core and one more) and the default settings: the p99 of everything answered between the refork signal and
+the end of the rollout, over all reforks, against the p99 of as many seconds in between. It is a signal because the start
+of a ``reforkctl`` would take half of this machine from both sides for a while.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import statistics
 import subprocess
 import tempfile
@@ -49,12 +52,16 @@ APPS = {
 }
 OPTIONS = {"gthread": ("--threads", "4")}
 WORKERS = 2
+LATENCY_WORKERS = 2 * (os.cpu_count() or 1) + 1
 CONNECTIONS = 16
 GENERATIONS = (1, 10)
 WARM_SECONDS = 0.5
 DISTURBED = 0.08
 """Share of the machine that others may use beside a run. An idle system's own share is about a hundredth."""
 RETRIES = 1
+SUCCEEDED = " succeeded after "
+"""What the log says at the end of a rollout."""
+
 TARGETS = {
     "rps_ratio": Target(at_least=0.98),
     "p99_ratio": Target(at_most=1.5),
@@ -142,7 +149,7 @@ def cores() -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def launch(kind: str, worker_class: str, *, cpus: tuple[int, ...]) -> Launch:
-    """The same server from either package."""
+    """The same server from either package; reforks without a canary, because ten of them have to pass."""
     own = ("--canary-seconds", "0") if kind == "refork" else ()
     return Launch(
         kind=kind,
@@ -260,8 +267,16 @@ def cpu_ratio_of(pairs: list[Pair]) -> float:
 
 def latency(worker_class: str, *, settings: Settings) -> Latency:
     """The p99 while reforking and in between, at half the capacity."""
+    patient = Launch(
+        kind="refork",
+        app=APPS[worker_class],
+        chdir=ROOT,
+        workers=LATENCY_WORKERS,
+        worker_class=worker_class,
+        options=OPTIONS.get(worker_class, ()),
+    )
     with (
-        Server(launch("refork", worker_class, cpus=())) as server,
+        Server(patient) as server,
         tempfile.TemporaryDirectory(prefix="refork-bench-") as directory,
     ):
         capacity = _load.run(_load.Plan(url=server.url(), connections=CONNECTIONS, seconds=3)).rps
@@ -286,10 +301,12 @@ def latency(worker_class: str, *, settings: Settings) -> Latency:
 def watch_refork(server: Server) -> tuple[float, float, float]:
     """Steady time, then a refork: when the one began, when the other, and when that ended."""
     time.sleep(0.5)  # what the last refork left behind is over
+    before = server.log().count(SUCCEEDED)
     began = time.monotonic()
     time.sleep(2)
     commanded = time.monotonic()
-    server.refork()
+    os.kill(server.pid, signal.SIGURG)
+    server.until(lambda: server.log().count(SUCCEEDED) > before, within=60, what="end of the refork")
     return began, commanded, time.monotonic()
 
 

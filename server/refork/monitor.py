@@ -272,7 +272,7 @@ class Monitor:
             case decisions.KillMold(generation):
                 self.nursery.kill_mold(generation)
             case decisions.Advanced(rollout):
-                self.log.info("%s to gen=%s: %s", rollout.kind, rollout.generation, rollout.phase)
+                self.log.info("%s: %s", rollout, rollout.phase)
                 if rollout.kind is not api.RolloutKind.TRIAL:
                     self.automatic.advanced(rollout)
             case decisions.Finished(rollout):
@@ -298,12 +298,10 @@ class Monitor:
             self.automatic.finished(rollout)
         seconds = rollout.since - rollout.started
         if outcome is api.Outcome.SUCCEEDED:
-            self.log.info("%s to gen=%s succeeded after %.3f s", rollout.kind, rollout.generation, seconds)
+            self.log.info("%s succeeded after %.3f s", rollout, seconds)
             self.listeners.let_go()
         else:
-            self.log.error(
-                "%s to gen=%s failed after %.3f s: %s", rollout.kind, rollout.generation, seconds, rollout.reason
-            )
+            self.log.error("%s failed after %.3f s: %s", rollout, seconds, rollout.reason)
             self._bar_class(rollout)
         ended = report.rollout(rollout, now=time.monotonic())
         self.operations.ended(ended)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from refork.api import MoldState
+from refork.api import MoldState, RolloutKind
 
 if TYPE_CHECKING:
-    from refork.api import Outcome, Phase, RolloutKind, Trigger
+    from refork.api import Outcome, Phase, Trigger
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,3 +125,7 @@ class Rollout:
     outcome: Outcome | None = None
     reason: str = ""
     findings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        preposition = "in" if self.kind is RolloutKind.TRIAL else "to"
+        return f"{self.kind} {preposition} gen={self.generation}"
