@@ -10,8 +10,8 @@ hide the server.
 
 The latency is measured at a fixed rate of half the capacity, on all cores, with as many workers as gunicorn recommends
 (two for each core and one more) and the default settings: the p99 of everything answered between the refork signal and
-the end of the rollout, over all reforks, against the p99 of as many seconds in between. It is a signal because the start
-of a ``reforkctl`` would take half of this machine from both sides for a while.
+the end of the rollout, over all reforks, against the p99 of as many seconds in between. It is a signal, because the
+start of a ``reforkctl`` would take half of this machine from both sides for a while.
 """
 
 from __future__ import annotations
