@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import math
 import re
@@ -13,6 +14,7 @@ import pytest
 from tests.integration.server import until
 from tests.observability.dashboard import FLEET, POD, Dashboard, Query, interpolate
 from tests.observability.prometheus import needs_prometheus
+from tools.dashboards.__main__ import ask
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -151,3 +153,13 @@ def test_the_dashboards_link_to_each_other() -> None:
     for path in BOARDS:
         links = Dashboard.read(path).raw["links"]
         assert all(link["keepTime"] for link in links if link["url"].startswith("/d/"))
+
+
+@pytest.mark.parametrize(("path", "values"), [(FLEET, EVERYTHING), (POD, ONE_POD)], ids=["fleet", "pod"])
+def test_the_pictures_can_be_drawn_from_the_files(stage: Stage, path: Path, values: dict[str, str]) -> None:
+    """The tool that draws them knows every kind of panel, and leaves none out."""
+    shown = ask(Dashboard.read(path), values, stage.prometheus, start=stage.began, end=time.time())
+    page = shown.html()
+    for panel in shown.dashboard.panels:
+        assert html.escape(panel.title) in page
+    assert page.count('class="panel"') == sum(panel.kind != "row" for panel in shown.dashboard.panels)
