@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+import signal
+
+if os.getpid() == 1:  # process 1 has no default actions (pid_namespaces(7)): until there is a handler, SIGTERM is lost
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+import asyncio
 import sys
 
 from refork_operator import logs, settings

@@ -12,8 +12,13 @@ from refork.platform_check import require
 require()  # before the imports that could only fail, on a machine that is not for refork
 
 # ruff: noqa: E402
-import importlib
 import os
+import signal
+
+if os.getpid() == 1:  # process 1 has no default actions (pid_namespaces(7)): until there is a handler, SIGTERM is lost
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+import importlib
 import sys
 import traceback
 from importlib.machinery import SourceFileLoader, SourcelessFileLoader
