@@ -27,12 +27,12 @@ bench_leak := leak
 bench_operator := operator
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs manifests sanitize clean $(BENCHES:%=bench-%)
+.PHONY: help demo test lint docs manifests sanitize e2e-kind clean $(BENCHES:%=bench-%)
 
 help:  ## this list
 	@printf '%s\n' 'make COMMAND; each sets up what it needs by itself (a virtual environment in $(VENV))' ''
-	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  \1@\2/p' $(MAKEFILE_LIST) | column -t -s @ 2>/dev/null \
-		|| sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  \1: \2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/  \1@\2/p' $(MAKEFILE_LIST) | column -t -s @ 2>/dev/null \
+		|| sed -n 's/^\([a-z][a-z0-9-]*\):.*## \(.*\)/  \1: \2/p' $(MAKEFILE_LIST)
 	@printf '%s\n' '' 'PYTHON=/path/to/python3.12  the interpreter (default: the first of 3.13, 3.12, 3.14, python3)' \
 		'TESTS="tests/unit -k load"   what make test runs' 'REFORKS=100                 how many make bench-endurance does' \
 		'SECONDS=600                 how long make bench-chaos goes on'
@@ -74,6 +74,9 @@ $(BENCHES:%=bench-%): bench-%: $(WITH_EXAMPLES)
 
 sanitize: $(WITH_TESTS)  ## the native module under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(PY) -m pytest -v -rs tests/stress/test_heap_sanitizers.py
+
+e2e-kind: $(WITH_TESTS)  ## what is promised, on a real cluster: with images of this checkout, by kind (needs docker, kubectl)
+	@tools/e2e_kind.sh $(PY)
 
 clean:  ## remove everything that was made here
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .cache

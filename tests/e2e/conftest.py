@@ -1,248 +1,186 @@
-"""A namespace of a real cluster, with the operator and an application in it; whatever ``KUBECONFIG`` names.
+"""A restricted namespace of whatever cluster ``KUBECONFIG`` names, with both charts in it, from this checkout.
 
-It runs where pods are restricted, on one node, with images loaded by hand: nothing is pulled that is there already,
-nothing needs a
-volume, a load balancer or another namespace. Only the CRD is cluster-wide, and it stays.
+Nothing is pulled that a node has already, nothing needs a load balancer, storage, or a second node. What is beyond the
+namespace is the CRD and the operator's ClusterRoles; all of it is gone in the end.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml
+import trustme
+
+from tests.e2e.charts import helm
+from tests.e2e.cluster import Cluster
+from tests.e2e.load import Load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
-FILES = ROOT / "helm/refork/files"
+OPERATOR, APP = ROOT / "helm/refork", ROOT / "helm/refork-app"
+CRD = "reforkpolicies.refork.dev"
+SERVER_NAME = "shop.example.org"
+
 IMAGE = os.environ.get("REFORK_E2E_IMAGE", "")
+OPERATOR_IMAGE = os.environ.get("REFORK_E2E_OPERATOR_IMAGE", f"{IMAGE}-operator")
 TAG = os.environ.get("REFORK_E2E_TAG", "")
 PULL_POLICY = os.environ.get("REFORK_E2E_PULL_POLICY", "IfNotPresent")
-PATIENCE = float(os.environ.get("REFORK_E2E_PATIENCE", "180"))
-CONTROL_PORT = 9091
-TOKEN = uuid.uuid4().hex + uuid.uuid4().hex
 
-APP = """
-CACHE = []
+SHOP = """
+import os
+
+CACHE = {}
+PID = str(os.getpid())
 
 
 def application(environ, start_response):
-    if environ["PATH_INFO"] == "/grow" and not CACHE:
-        CACHE.append(bytes(bytearray(range(256)) * (24 << 12)))
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    return [str(len(CACHE)).encode()]
+    '''Answer from a catalogue that each worker reads at its first request, as lazily loading applications do.'''
+    if not CACHE:
+        CACHE.update((number, f"article {number}") for number in range(700_000))
+    words = [CACHE[number] for number in range(0, len(CACHE), 500)]
+    start_response("200 OK", [("Content-Type", "text/plain"), ("X-Worker-Pid", PID)])
+    return [words[-1].encode()]
 """
-GROW = """
-import urllib.request
-for _ in range(60):
-    urllib.request.urlopen("http://127.0.0.1:8000/grow", timeout=5).read()
-"""
+"""About 90 MiB a worker, of objects that are read again and again."""
 
 
 def reason_to_skip() -> str:
     """Say what is missing for a run; nothing if nothing is."""
     if not os.environ.get("KUBECONFIG"):
         return "KUBECONFIG names none"
-    if not IMAGE:
-        return "REFORK_E2E_IMAGE names no image that the cluster has (REFORK_E2E_TAG may hold its tag)"
+    if not IMAGE or not TAG:
+        return "REFORK_E2E_IMAGE and REFORK_E2E_TAG name no image that the cluster has"
     return "" if shutil.which("kubectl") else "there is no kubectl on the PATH"
 
 
-def until[Found](look: Callable[[], Found], *, what: str, seconds: float = PATIENCE) -> Found:
-    """Wait until something is so, and return it."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = look()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.5)
+def image(repository: str) -> dict[str, Any]:
+    """Make the values of an image."""
+    return {"repository": repository, "tag": TAG, "pullPolicy": PULL_POLICY}
 
 
-class Cluster:
-    """One namespace of the cluster."""
+class Releases:
+    """The releases of one run; those that are asked for are installed when they are first asked for."""
 
-    def __init__(self, namespace: str) -> None:
-        self.namespace = namespace
+    def __init__(self, cluster: Cluster, *, crd: bool) -> None:
+        self.cluster = cluster
+        self._crd = crd
+        self.installed: dict[str, tuple[Path, dict[str, Any]]] = {}
 
-    def kubectl(self, *words: str, stdin: str | None = None, check: bool = True) -> str:
-        command = ["kubectl", "--namespace", self.namespace, *words]
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=120, check=False)
-        assert not check or done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
-        return done.stdout
+    def install(self, name: str, chart: Path, values: dict[str, Any]) -> None:
+        """Install a chart, once, and wait for no more than a minute until it is ready."""
+        if name not in self.installed:
+            self.installed[name] = (chart, values)
+            helm("install", name, chart=chart, values=values, namespace=self.cluster.namespace)
 
-    def apply(self, *manifests: dict[str, Any]) -> None:
-        self.kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(manifests))
+    def upgrade(self, name: str, **changes: Any) -> None:
+        """Upgrade a release with other values."""
+        chart, values = self.installed[name]
+        self.installed[name] = (chart, values | changes)
+        helm("upgrade", name, chart=chart, values=values | changes, namespace=self.cluster.namespace)
 
-    def get(self, kind: str, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.kubectl("get", kind, name, "-o", "json"))
-        return found
+    def test(self, name: str) -> None:
+        """Run the tests that the chart of a release brings."""
+        helm("test", name, namespace=self.cluster.namespace)
 
-    def pods(self, app: str) -> list[dict[str, Any]]:
-        listed = json.loads(self.kubectl("get", "pods", "-l", f"app={app}", "-o", "json"))["items"]
-        return [pod for pod in listed if "deletionTimestamp" not in pod["metadata"]]
+    def uninstall(self) -> None:
+        """Uninstall everything, the operator last."""
+        while self.installed:
+            helm("uninstall", list(self.installed)[-1], namespace=self.cluster.namespace)
+            self.installed.popitem()
 
-    def annotation(self, kind: str, name: str, key: str) -> str:
-        return str((self.get(kind, name)["metadata"].get("annotations") or {}).get(f"refork.dev/{key}", ""))
-
-    def rolled_out(self, name: str) -> None:
-        self.kubectl("rollout", "status", f"deployment/{name}", f"--timeout={PATIENCE:.0f}s")
-
-    def story(self) -> str:
-        """What one wants to read when a test has failed."""
-        words = [("get", "pods,rfp", "-o", "wide"), ("get", "events"), ("logs", "-l", "app=operator", "--tail=60")]
-        return "\n\n".join(self.kubectl(*word, check=False) for word in words)
-
-
-def restricted(container: dict[str, Any]) -> dict[str, Any]:
-    """Make the spec of a pod that the restricted Pod Security Standard admits."""
-    security = {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    image = f"{IMAGE}:{TAG}" if TAG else IMAGE
-    whole = {"image": image, "imagePullPolicy": PULL_POLICY, "securityContext": security, **container}
-    whole["volumeMounts"] = [*container.get("volumeMounts", []), {"name": "tmp", "mountPath": "/tmp"}]
-    profile = {"type": "RuntimeDefault"}
-    return {
-        "securityContext": {"runAsNonRoot": True, "runAsUser": 65532, "fsGroup": 65532, "seccompProfile": profile},
-        "containers": [whole],
-        "volumes": [{"name": "tmp", "emptyDir": {}}],
-    }
-
-
-def deployment(name: str, *, replicas: int, spec: dict[str, Any]) -> dict[str, Any]:
-    labels = {"app": name}
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": name},
-        "spec": {
-            "replicas": replicas,
-            "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": spec},
-        },
-    }
-
-
-def operator(namespace: str) -> list[dict[str, Any]]:
-    """Make two replicas of the operator, and what they may do."""
-    rules = yaml.safe_load((FILES / "operator-rules.yaml").read_text())
-    subject = {"kind": "ServiceAccount", "name": "operator", "namespace": namespace}
-    spec = restricted(
-        {
-            "name": "operator",
-            "command": ["refork-operator"],
-            "args": ["--namespaces", namespace, "--settle", "2", "--status-interval", "10", "--log-format", "text"],
-            "env": [
-                {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-                {"name": "POD_NAMESPACE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
-            ],
-            "readinessProbe": {"httpGet": {"path": "/readyz", "port": 8080}, "periodSeconds": 2},
-            "livenessProbe": {"httpGet": {"path": "/healthz", "port": 8080}},
-            "resources": {"requests": {"cpu": "20m", "memory": "96Mi"}, "limits": {"memory": "256Mi"}},
+    def operator(self) -> str:
+        """Have an operator for this namespace."""
+        values = {
+            "image": image(OPERATOR_IMAGE),
+            "watch": {"namespaces": [self.cluster.namespace]},
+            "crds": {"enabled": self._crd, "keep": False},
+            "settle": 2,
+            "statusInterval": 10,
         }
+        self.install("refork", OPERATOR, values)
+        return "refork-operator"
+
+    def app(self, name: str, control: dict[str, Any], **more: Any) -> str:
+        """Have an application with two pods of four workers, which reforks only when it is told to."""
+        operator = {"namespace": self.cluster.namespace, "serviceAccount": self.operator()}
+        values = {
+            "image": image(IMAGE),
+            "app": "shop:application",
+            "extraArgs": ["--refork-after=0"],
+            "resources": {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}},
+            "volumes": [{"name": "shop", "configMap": {"name": "shop"}}],
+            "volumeMounts": [{"name": "shop", "mountPath": "/app"}],
+            "control": {"operator": operator} | control,
+        }
+        self.install(name, APP, values | more)
+        return name
+
+    def with_a_policy(self) -> str:
+        """Have an application with a policy, which believes the ServiceAccount of the operator, over TLS."""
+        control = {
+            "auth": "ServiceAccount",
+            "tls": {"secretName": "shop-tls", "serverName": SERVER_NAME, "caSecretName": "shop-ca"},
+        }
+        policy = {
+            "mode": "Enforce",
+            "interval": "2s",
+            "triggers": [{"metric": "PredictedGain", "threshold": "100Mi", "sustainedFor": "6s"}],
+            "minAge": "0s",
+        }
+        return self.app("shop", control, policy={"enabled": True, "spec": policy})
+
+    def without_a_policy(self) -> str:
+        """Have an application that knows a token, made by the chart, and is reforked when somebody says so."""
+        return self.app("plain", {"auth": "Token", "plaintext": True})
+
+    def load(self, name: str) -> Load:
+        """Send requests to a release."""
+        return Load(self.cluster, name, image={"image": f"{IMAGE}:{TAG}", "imagePullPolicy": PULL_POLICY})
+
+
+def prepare(cluster: Cluster) -> None:
+    """Make what a person has before they install anything: the namespace, the application, its certificate."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    cluster.apply(
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": cluster.namespace, "labels": labels}},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "shop"}, "data": {"shop.py": SHOP}},
     )
-    spec["serviceAccountName"] = "operator"
-    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "operator"}}
-    binding = {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "RoleBinding",
-        "metadata": {"name": "operator"},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "operator"},
-        "subjects": [subject],
-    }
-    return [
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "operator"}},
-        {**role, "rules": [*rules["watched"], *rules["secrets"], *rules["lease"]]},
-        binding,
-        deployment("operator", replicas=2, spec=spec),
-    ]
-
-
-def application() -> list[dict[str, Any]]:
-    """Make three replicas of an application whose workers fill caches of their own."""
-    spec = restricted(
-        {
-            "name": "app",
-            "command": ["refork"],
-            "args": [
-                "app:application", "-w", "3", "-k", "sync", "-b", "0.0.0.0:8000", "--chdir", "/app",
-                "--control-tcp", f"0.0.0.0:{CONTROL_PORT}", "--control-plaintext",
-                "--control-token-file", "/token/token", "--metrics-bind", "0.0.0.0:9090",
-            ],
-            "ports": [
-                {"name": "http", "containerPort": 8000},
-                {"name": "refork-control", "containerPort": CONTROL_PORT},
-                {"name": "metrics", "containerPort": 9090},
-            ],
-            "readinessProbe": {"httpGet": {"path": "/readyz", "port": 9090}, "periodSeconds": 2},
-            "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "768Mi"}},
-            "volumeMounts": [{"name": "app", "mountPath": "/app"}, {"name": "token", "mountPath": "/token"}],
-        }
-    )  # fmt: skip
-    spec["volumes"] += [
-        {"name": "app", "configMap": {"name": "app"}},
-        {"name": "token", "secret": {"secretName": "control", "defaultMode": 0o440}},
-    ]
-    spec["automountServiceAccountToken"] = False
-    return [
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "app"}, "data": {"app.py": APP}},
-        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "control"}, "stringData": {"token": TOKEN}},
-        deployment("web", replicas=3, spec=spec),
-    ]
-
-
-def policy(**spec: Any) -> dict[str, Any]:
-    """Make a policy that decides within seconds."""
-    whole = {
-        "selector": {"matchLabels": {"app": "web"}},
-        "mode": "Observe",
-        "interval": "2s",
-        "control": {"port": "refork-control", "tokenSecretRef": {"name": "control"}},
-        "triggers": [{"metric": "PredictedGain", "threshold": "20Mi", "sustainedFor": "4s"}],
-        "minGain": "8Mi",
-        "minAge": "0s",
-        "maxConcurrent": 1,
-    } | spec
-    return {"apiVersion": "refork.dev/v1alpha1", "kind": "ReforkPolicy", "metadata": {"name": "web"}, "spec": whole}
+    authority = trustme.CA()
+    issued = authority.issue_cert(SERVER_NAME)
+    chain = b"".join(pem.bytes() for pem in issued.cert_chain_pems)
+    key = issued.private_key_pem.bytes()
+    cluster.secret("shop-tls", kind="kubernetes.io/tls", tls_crt=chain, tls_key=key)
+    cluster.secret("shop-ca", ca_crt=authority.cert_pem.bytes())
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """The operator and the application, running, in a namespace that is removed in the end."""
+def releases() -> Iterator[Releases]:
+    """A namespace in which nothing is installed yet; it is removed in the end, and what is installed in it."""
     why = reason_to_skip()
     if why:
         pytest.skip(f"needs a cluster: {why}")
-    name = f"refork-e2e-{uuid.uuid4().hex[:6]}"
-    made = Cluster(name)
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    made.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    cluster = Cluster(f"refork-e2e-{uuid.uuid4().hex[:6]}")
+    found = Releases(cluster, crd=not cluster.kubectl("get", "crd", CRD, "--ignore-not-found"))
     try:
-        made.apply(yaml.safe_load((FILES / "reforkpolicy-crd.yaml").read_text()))
-        made.kubectl("wait", "--for=condition=Established", "crd/reforkpolicies.refork.dev", "--timeout=60s")
-        made.apply(*operator(name), *application())
-        made.rolled_out("operator")
-        made.rolled_out("web")
-        yield made
+        prepare(cluster)
+        yield found
     finally:
-        made.kubectl("delete", "namespace", name, "--wait=false", check=False)
+        try:
+            found.uninstall()
+        finally:
+            cluster.kubectl("delete", "namespace", cluster.namespace, "--wait=false", check=False)
 
 
-@pytest.fixture(autouse=True)
-def tell_the_story(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Print what the cluster looks like when a test has failed."""
+@pytest.fixture
+def cluster(releases: Releases, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """The namespace. What happened in it is printed when a test has failed."""
     failed = request.session.testsfailed
-    yield
-    if request.session.testsfailed > failed and "cluster" in request.fixturenames:
-        print(request.getfixturevalue("cluster").story())
+    yield releases.cluster
+    if request.session.testsfailed > failed:
+        print(releases.cluster.story())
