@@ -32,6 +32,7 @@ LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
 """Lower than anywhere: podman would raise them, which not every root may."""
 CONTAINED = ("--cgroups=disabled", "--network=none", *LIMITS, *RESTRICTED)
 
+ROOM = 4 << 30
 _numbers = itertools.count()
 
 
@@ -43,10 +44,8 @@ class Podman:
     """
 
     def __init__(self) -> None:
-        # In memory, because layers are written twice and deleted soon; and not in pytest's directory, because the
-        # sockets in it have long names, and no address has more than 108 bytes.
-        memory = Path("/dev/shm")
-        self.directory = Path(tempfile.mkdtemp(prefix="refork-podman-", dir=memory if memory.is_dir() else None))
+        # Not in pytest's directory: the sockets in it have long names, and no address has more than 108 bytes.
+        self.directory = Path(tempfile.mkdtemp(prefix="refork-podman-", dir=_in_memory()))
         hide = "umount /sys/fs/cgroup/unified 2>/dev/null; echo; exec sleep infinity"
         self._namespace = subprocess.Popen(["unshare", "--mount", "sh", "-c", hide], stdout=subprocess.PIPE)
         assert self._namespace.stdout is not None
@@ -150,3 +149,9 @@ class Container:
         """Send SIGTERM to its first process and return the exit status."""
         self.podman.do("kill", "--signal=TERM", self.name)
         return self.process.wait(PATIENCE)
+
+
+def _in_memory() -> str | None:
+    """Return where layers, which are written twice and deleted soon, need no disk; None if there is no room."""
+    memory = "/dev/shm"
+    return memory if os.path.isdir(memory) and shutil.disk_usage(memory).free > ROOM else None
