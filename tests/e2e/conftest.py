@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from tests.e2e.charts import helm
-from tests.e2e.cluster import Cluster
+from tests.e2e.cluster import Cluster, until
 from tests.e2e.load import Load
 
 if TYPE_CHECKING:
@@ -65,11 +65,15 @@ def image(repository: str) -> dict[str, Any]:
 
 
 class Releases:
-    """The releases of one run; those that are asked for are installed when they are first asked for."""
+    """The releases of one run; those that are asked for are installed when they are first asked for.
+
+    ``before`` names what was in the namespace when none was installed yet.
+    """
 
     def __init__(self, cluster: Cluster, *, crd: bool) -> None:
         self.cluster = cluster
         self._crd = crd
+        self.before: set[str] = set()
         self.installed: dict[str, tuple[Path, dict[str, Any]]] = {}
 
     def install(self, name: str, chart: Path, values: dict[str, Any]) -> None:
@@ -130,7 +134,7 @@ class Releases:
         policy = {
             "mode": "Enforce",
             "interval": "2s",
-            "triggers": [{"metric": "PredictedGain", "threshold": "100Mi", "sustainedFor": "6s"}],
+            "triggers": [{"metric": "PredictedGain", "threshold": "100Mi", "sustainedFor": "15s"}],
             "minAge": "0s",
         }
         return self.app("shop", control, policy={"enabled": True, "spec": policy})
@@ -144,8 +148,11 @@ class Releases:
         return Load(self.cluster, name, image={"image": f"{IMAGE}:{TAG}", "imagePullPolicy": PULL_POLICY})
 
 
-def prepare(cluster: Cluster) -> None:
-    """Make what a person has before they install anything: the namespace, the application, its certificate."""
+def prepare(cluster: Cluster) -> set[str]:
+    """Make what a person has before they install anything: the namespace, the application, its certificate.
+
+    Returns the names of what is in the namespace then, with what the cluster puts into each.
+    """
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     cluster.apply(
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": cluster.namespace, "labels": labels}},
@@ -157,6 +164,8 @@ def prepare(cluster: Cluster) -> None:
     key = issued.private_key_pem.bytes()
     cluster.secret("shop-tls", kind="kubernetes.io/tls", tls_crt=chain, tls_key=key)
     cluster.secret("shop-ca", ca_crt=authority.cert_pem.bytes())
+    given = {"serviceaccount/default", "configmap/kube-root-ca.crt"}
+    return until(lambda: cluster.names() if given <= cluster.names() else None, what="what the cluster gives") or given
 
 
 @pytest.fixture(scope="session")
@@ -168,7 +177,7 @@ def releases() -> Iterator[Releases]:
     cluster = Cluster(f"refork-e2e-{uuid.uuid4().hex[:6]}")
     found = Releases(cluster, crd=not cluster.kubectl("get", "crd", CRD, "--ignore-not-found"))
     try:
-        prepare(cluster)
+        found.before = prepare(cluster)
         yield found
     finally:
         try:
