@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from tests.integration.conftest import Serve
 
-IMPATIENT = ("--spawn-timeout", "4", "--graceful-timeout", "1", "--promote-timeout", "3")
+IMPATIENT = ("--spawn-timeout", "8", "--graceful-timeout", "1", "--promote-timeout", "3")
 """Deadlines that a test can wait for, and that a busy machine keeps."""
 
 
