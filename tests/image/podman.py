@@ -46,8 +46,11 @@ class Podman:
     def __init__(self) -> None:
         # Not in pytest's directory: the sockets in it have long names, and no address has more than 108 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="refork-podman-", dir=_in_memory()))
-        hide = "umount /sys/fs/cgroup/unified 2>/dev/null; echo; exec sleep infinity"
-        self._namespace = subprocess.Popen(["unshare", "--mount", "sh", "-c", hide], stdout=subprocess.PIPE)
+        # The namespace lives as long as this process, which holds the other end of the line, however it ends.
+        hide = "umount /sys/fs/cgroup/unified 2>/dev/null; echo; exec cat"
+        self._namespace = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", hide], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         assert self._namespace.stdout is not None
         self._namespace.stdout.readline()
 
@@ -56,8 +59,7 @@ class Podman:
 
     def __exit__(self, *_: object) -> None:
         self.do("rm", "--all", "--force", "--time", "0")
-        self._namespace.kill()
-        self._namespace.wait()
+        self._namespace.communicate()
         shutil.rmtree(self.directory)
 
     def command(self, *words: str | Path) -> list[str]:
