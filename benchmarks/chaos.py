@@ -103,12 +103,19 @@ def find(server: Server, victim: Victim) -> Process | None:
     return random.choice(found) if found else None
 
 
-def kill(server: Server, victim: Victim, deaths: Deaths) -> None:
-    """Kill one of that kind; those that live for a moment only are hunted for a moment."""
+def hunt(server: Server, victim: Victim) -> Process | None:
+    """Find one of that kind; those that live for a moment only are waited for a moment."""
     deadline = time.monotonic() + HUNT_SECONDS
-    while (found := find(server, victim)) is None:
-        if time.monotonic() > deadline:
-            return
+    while (found := find(server, victim)) is None and time.monotonic() < deadline:
+        pass
+    return found
+
+
+def kill(server: Server, victim: Victim, deaths: Deaths) -> None:
+    """Kill one of that kind, or else a worker."""
+    found = hunt(server, victim)
+    if found is None and (found := find(server, victim := Victim.WORKER)) is None:
+        return
     now = time.monotonic()  # before the blow: its clients may see it before this program runs again
     try:
         os.kill(found.pid, signal.SIGKILL)
