@@ -346,7 +346,7 @@ def test_files_are_sent_whole(serve: Serve, kind: str) -> None:
 @pytest.mark.parametrize(("kind", "app"), KINDS)
 def test_max_requests_renews_workers_from_the_warm_mold(serve: Serve, kind: str, app: str) -> None:
     """No import, and no request fails."""
-    server = serve("-k", kind, "--max-requests", "40", app=app)
+    server = serve("-k", kind, "--max-requests", "40", "--drain-seconds", "1", app=app)
     before = server.status()
     with server.load(connections=6, pause=0.005, requests=400) as load:
         report = load.wait()
