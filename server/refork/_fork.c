@@ -10,6 +10,10 @@
  * with the thread id that the C library writes for it, and knows nothing of the
  * borrower.  What the C library locks before and unlocks after the fork is
  * locked and unlocked in the same, shared memory.
+ *
+ * That memory is why the borrower's death is the caller's: a borrower that is
+ * killed half-way may leave a lock of the C library held, for which the caller
+ * would wait for ever at its next malloc().
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -20,6 +24,9 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+/* The caller's exit status when its borrower was killed (EX_SOFTWARE, sysexits.h). */
+#define CUT_SHORT 70
 
 /* The exit status of the borrower when it could not fork: errno fits in it. */
 static pid_t
@@ -38,7 +45,8 @@ borrow_and_fork(void)
     return 0;
 }
 
-static PyObject *
+/* Return 0, or why the borrower could not fork.  Nothing here needs a lock. */
+static int
 wait_for(pid_t borrower)
 {
     int status;
@@ -46,14 +54,13 @@ wait_for(pid_t borrower)
     do {
         ended = waitpid(borrower, &status, 0);
     } while (ended < 0 && errno == EINTR);
-    if (ended < 0) {
-        return PyErr_SetFromErrno(PyExc_OSError);
+    if (ended < 0) { /* ECHILD: the application ignores SIGCHLD, so nobody may know */
+        return errno == ECHILD ? 0 : errno;
     }
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 0) {
-        Py_RETURN_TRUE;
+    if (!WIFEXITED(status)) {
+        _exit(CUT_SHORT);
     }
-    errno = WIFEXITED(status) ? WEXITSTATUS(status) : EINTR;
-    return PyErr_SetFromErrno(PyExc_OSError);
+    return WEXITSTATUS(status);
 }
 
 PyDoc_STRVAR(fork_away_doc,
@@ -63,8 +70,8 @@ PyDoc_STRVAR(fork_away_doc,
 "this process's ancestors (prctl(2)).  False in the new process, True in this\n"
 "one.  Hooks of os.register_at_fork() run as they do for os.fork().\n"
 "\n"
-"Raises OSError when the kernel cannot fork, or (EINTR) when the process in\n"
-"between was killed; the new process may then have been made all the same.");
+"Raises OSError when the kernel cannot fork.  When the process in between is\n"
+"killed, this one ends with the status CUT_SHORT: they share their memory.");
 
 static PyObject *
 fork_away(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
@@ -75,17 +82,20 @@ fork_away(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
     }
     PyOS_BeforeFork();
     pid_t borrower = borrow_and_fork();
-    int error = errno;
+    int error = borrower < 0 ? errno : 0;
     if (borrower == 0) {
         PyOS_AfterFork_Child();
         Py_RETURN_FALSE;
     }
+    if (borrower > 0) {
+        error = wait_for(borrower);
+    }
     PyOS_AfterFork_Parent();
-    if (borrower < 0) {
+    if (error != 0) {
         errno = error;
         return PyErr_SetFromErrno(PyExc_OSError);
     }
-    return wait_for(borrower);
+    Py_RETURN_TRUE;
 }
 
 static PyMethodDef methods[] = {
@@ -104,5 +114,9 @@ static struct PyModuleDef module = {
 PyMODINIT_FUNC
 PyInit__fork(void)
 {
-    return PyModule_Create(&module);
+    PyObject *made = PyModule_Create(&module);
+    if (made != NULL && PyModule_AddIntMacro(made, CUT_SHORT) < 0) {
+        Py_CLEAR(made);
+    }
+    return made;
 }

@@ -1,1 +1,3 @@
+CUT_SHORT: int
+
 def fork_away() -> bool: ...

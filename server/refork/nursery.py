@@ -23,7 +23,7 @@ from refork.channel import Channel
 from refork.children import MoldProcess, WorkerProcess
 from refork.multiproc import Undertaker, directory_of
 from refork.population import Stage
-from refork.process import describe_status
+from refork.process import CUT_SHORT, describe_status
 from refork.scoreboard import Cell, Scoreboard
 
 if TYPE_CHECKING:
@@ -388,5 +388,7 @@ class Nursery:
 
 def _how(process: WorkerProcess | MoldProcess, status: int) -> str:
     """Say how a process ended: as the monitor had it, if that is why."""
+    if isinstance(process, MoldProcess) and os.WIFEXITED(status) and os.WEXITSTATUS(status) == CUT_SHORT:
+        return "it shared the fate of the process that it forked by, which was killed"
     by_monitor = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     return process.killed if by_monitor and process.killed else describe_status(status)

@@ -17,8 +17,10 @@ import time
 import setproctitle
 
 try:
+    from refork._fork import CUT_SHORT as CUT_SHORT  # noqa: PLC0414 - the monitor wants to know it
     from refork._fork import fork_away as _fork_away
 except ImportError:  # no compiler where this was installed
+    CUT_SHORT = None  # type: ignore[assignment]
     _fork_away = None  # type: ignore[assignment]
 
 _PR_SET_PDEATHSIG = 1
@@ -52,7 +54,8 @@ def die_with_parent(parent: int) -> None:
 def fork_away() -> bool:
     """Fork a process that is re-parented to the monitor; False in the new process, True in this one.
 
-    The native module does it with one copy of the page tables, and this with two.
+    The native module does it with one copy of the page tables, and this with two. There the process in between borrows
+    this one's memory, and should it be killed, this one ends too, with the status ``CUT_SHORT``.
 
     Raises:
         OSError: the kernel cannot fork, or the process in between was killed: the new one may then live all the same.

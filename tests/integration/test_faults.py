@@ -24,6 +24,7 @@ from tests.integration.server import (
     WSGI,
     Server,
     assert_no_failure,
+    children,
     is_alive,
     parent_of,
     until,
@@ -498,6 +499,32 @@ def test_a_fork_that_fails_is_tried_again(serve: Serve, tmp_path: Path, fault: s
     assert server.get().pid == before.workers[1].pid
     (server.directory / fault).unlink()
     after = server.wait_steady(workers=2)
+    assert before.workers[1].pid in {worker.pid for worker in after.workers}
+
+
+HELD_FORK = """
+import ctypes, os
+
+def before_worker_fork(mold):
+    if os.path.exists("hold"):
+        libc = ctypes.CDLL(None)
+        getattr(libc, "__register_atfork")(libc.pause, None, None, None)
+"""
+
+
+def test_a_mold_ends_with_the_process_that_it_forks_by_and_is_replaced_at_once(serve: Serve) -> None:
+    """They share their memory, which the dead may have left locked: a mold that went on would hang for ever."""
+    server = serve(config=HELD_FORK)
+    before = server.status()
+    (mold,) = before.molds
+    server.write("hold", "")
+    os.kill(before.workers[0].pid, signal.SIGKILL)
+    (between,) = until(lambda: children(mold.pid), what="the process between mold and worker")
+    (server.directory / "hold").unlink()
+    os.kill(between, signal.SIGKILL)
+    server.wait_log(r"mold gen=0 .* ended: it shared the fate of the process that it forked by, which was killed")
+    after = server.wait_steady(workers=2)
+    assert after.molds[0].pid != mold.pid
     assert before.workers[1].pid in {worker.pid for worker in after.workers}
 
 

@@ -109,6 +109,44 @@ def test_a_fork_that_the_kernel_refuses_is_an_error_that_says_so(way: str) -> No
     assert printed == "Resource temporarily unavailable\n"
 
 
+def test_who_lent_its_memory_to_a_process_that_was_killed_ends_with_it() -> None:
+    """The dead may have held a lock of the C library, for which it would wait for ever."""
+    printed = run(
+        "native",
+        """
+        import ctypes
+        libc = ctypes.CDLL(None)
+        mold = os.fork()
+        if mold == 0:
+            getattr(libc, "__register_atfork")(libc.pause, None, None, None)  # the C library's pthread_atfork(3)
+            process.fork_away()
+            os._exit(0)
+        while not (between := open(f"/proc/{mold}/task/{mold}/children").read().split()):
+            pass
+        os.kill(int(between[0]), signal.SIGKILL)
+        print(os.waitstatus_to_exitcode(os.waitpid(mold, 0)[1]) == process.CUT_SHORT)
+        """,
+    )
+    assert printed == "True\n"
+
+
+def test_a_process_that_ignores_the_end_of_its_children_can_be_forked_from() -> None:
+    """The kernel then reaps them, and keeps to itself how they ended (wait(2))."""
+    printed = run(
+        "native",
+        """
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        reading, writing = os.pipe()
+        if process.fork_away():
+            print(os.read(reading, 5).decode())
+        else:
+            os.write(writing, b"alive")
+            os._exit(0)
+        """,
+    )
+    assert printed == "alive\n"
+
+
 def test_a_process_dies_with_its_parent() -> None:
     """Whatever the parent died of."""
     reading, writing = os.pipe()
