@@ -44,8 +44,11 @@ BREATH = 0.1
 """Seconds from one replacement in a rollout to the next. Forks, first writes to shared pages and ends of processes take
 processor time that requests wait for; spread out, none waits long."""
 
+LONGEST_OUTAGE = 2.0
+"""Seconds at most from a failed boot to the next attempt while nobody serves: there is nobody to be considerate of."""
+
 FAILURES_IN_A_ROW = 10
-"""So many boots may fail one after the other while nobody serves; then the server ends, for its supervisor to see."""
+"""So many attempts may fail in a row while nobody serves; then the server ends, for its supervisor to see."""
 
 FAILURES_PER_MOLD = 3
 """So many of its workers in a row may fail to boot before a mold is taken for broken."""
@@ -71,9 +74,9 @@ class Generations:
     _rebase_pending: Trigger | None = None
     _served: bool = False
     _failures: int = 0
+    _failed_at: float = -math.inf
     _warm: Mold | None = None
     _rollout_failures: int = 0
-    _not_before: float = -math.inf
     _next_replacement: float = -math.inf
     _automatic_not_before: float = -math.inf
     _decisions: list[Decision] = field(default_factory=list)
@@ -200,6 +203,7 @@ class Generations:
             return
         mold.state = MoldState.READY
         mold.deadline = math.inf
+        mold.ready_at = self._now
         if expected:
             self._enter(Phase.CANARY, deadline=self.policy.spawn_timeout)
         else:
@@ -223,7 +227,7 @@ class Generations:
         if rollout is not None and rollout.generation == fact.generation and rollout.phase is not Phase.RETIRING:
             self._abort(f"mold gen={fact.generation} {fact.reason}")
         elif mold.state is not MoldState.RETIRING:
-            self._failed()
+            self._failed(lived=self._now - mold.ready_at)
             if not self._served and not self._any_ready():
                 self._give_up(fact.reason, fact.exit_code)
 
@@ -243,7 +247,6 @@ class Generations:
         worker.deadline = math.inf
         self._served = True
         self._failures = 0
-        self._not_before = -math.inf
         mold = self.molds.get(worker.generation)
         if mold is not None:
             mold.boot_failures = 0
@@ -537,7 +540,7 @@ class Generations:
         """Steady: let go of molds that nothing needs, get one if there is none, take up a rebase that had to wait."""
         self._retire_molds()
         if not any(mold.state is not MoldState.RETIRING for mold in self.molds.values()):
-            if self._now >= self._not_before:
+            if not self._held_back():
                 self._exec_mold()
         elif self._rebase_pending is not None:
             self._begin_rebase(self._rebase_pending)
@@ -569,7 +572,7 @@ class Generations:
     def _fill(self) -> None:
         taken = {w.slot for w in self.workers.values() if w.occupies}
         empty = [slot for slot in range(self.wanted) if slot not in taken]
-        if not empty or self._now < self._not_before:
+        if not empty or self._held_back():
             return
         mold = self._source()
         if mold is not None:
@@ -604,11 +607,9 @@ class Generations:
 
     def _replace(self) -> None:
         target = self._target()
-        if (
-            target is None
-            or self._ready_mold(target) is None
-            or self._now < max(self._not_before, self._next_replacement)
-        ):
+        if target is None or self._ready_mold(target) is None:
+            return
+        if self._held_back() or self._now < self._next_replacement:
             return
         booting = sum(w.booting and w.generation == target for w in self.workers.values())
         room = self.policy.surge + self.policy.max_unavailable - booting
@@ -705,12 +706,26 @@ class Generations:
         mold.deadline = math.inf
         self._decide(decisions.KillMold(mold.generation))
 
-    def _failed(self) -> None:
-        self._failures += 1
-        wait = min(self.policy.backoff * 2 ** (self._failures - 1), self.policy.max_backoff)
-        self._not_before = self._now + wait
+    def _failed(self, *, lived: float = 0.0) -> None:
+        """Take note of a boot that came to nothing, or of the end of a mold that has lived for a while.
+
+        What fails at one time is one attempt. What has lived for longer than the wait had not failed to boot: however
+        often it is killed, the waits do not add up.
+        """
+        if self._held_back():
+            return
+        self._failures = 1 if lived > self._backoff() else self._failures + 1
+        self._failed_at = self._now
         if self._served and self._failures >= FAILURES_IN_A_ROW and not self._any_ready():
             self._give_up(f"{self._failures} boots in a row have failed, and no worker is left", WORKER_BOOT_ERROR)
+
+    def _backoff(self) -> float:
+        """Seconds from the last failed attempt to the next; doubled with each, and 0 without one."""
+        longest = self.policy.max_backoff if self._any_ready() else LONGEST_OUTAGE
+        return min(self.policy.backoff * 2 ** (self._failures - 1), longest) if self._failures else 0.0
+
+    def _held_back(self) -> bool:
+        return self._now < self._failed_at + self._backoff()
 
     def _give_up(self, reason: str, exit_code: int) -> None:
         self._halt = decisions.Halt(reason, exit_code)

@@ -77,6 +77,7 @@ class Mold:
     loaded: int
     deadline: float
     state: MoldState = MoldState.LOADING
+    ready_at: float = math.inf
     boot_failures: int = 0
     size: int = 0
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from refork import decisions, facts
 from refork.api import Outcome, Phase, Refusal, RolloutKind, Trigger
-from refork.generations import BREATH
+from refork.generations import BREATH, LONGEST_OUTAGE
 from refork.population import Policy, Stage
 from refork.workers import WORKER_BOOT_ERROR
 from tests.unit.world import Behaviour, World, obey
@@ -424,6 +424,70 @@ def test_a_server_whose_workers_all_fail_in_a_row_ends_with_a_reason() -> None:
     assert world.halted is not None
     assert world.halted.exit_code == WORKER_BOOT_ERROR
     assert "in a row" in world.halted.reason
+
+
+def test_however_often_molds_are_killed_a_killed_worker_is_replaced_soon() -> None:
+    """A mold that has lived had not failed to boot: the waits before new ones do not add up."""
+    world = booted(wanted=2)
+    for _ in range(12):
+        world.run(1)
+        world.tell(facts.MoldGone(world.machine.current, "killed"))
+        world.run(2, until=world.settled)
+    for worker in list(world.machine.workers):
+        world.tell(facts.WorkerGone(worker, "killed"))
+    world.run(1, until=world.settled)
+    assert world.settled()
+
+
+def test_a_mold_that_ends_as_soon_as_it_is_ready_is_executed_less_and_less_often() -> None:
+    """It would take the processor from the workers that serve."""
+    world = booted(wanted=2)
+    executed: list[float] = []
+
+    def end_at_once(decision: Decision) -> Behaviour:
+        if isinstance(decision, decisions.ExecMold):
+            executed.append(world.now)
+            world.soon(facts.MoldGone(decision.generation, "crashed"), moments=2)
+        return Behaviour.OBEY
+
+    world.behave = end_at_once
+    world.tell(facts.MoldGone(0, "killed"))
+    world.run(120)
+    waits = [round(later - earlier) for earlier, later in pairwise(executed)]
+    assert waits[0] < 2
+    assert waits == sorted(waits)
+    assert waits[-1] > 20
+
+
+def test_while_nobody_serves_the_next_attempt_is_never_far() -> None:
+    """Considerateness is for those who serve."""
+    world = booted(wanted=2)
+    attempts: list[float] = []
+
+    def fail(decision: Decision) -> Behaviour:
+        if isinstance(decision, decisions.ForkWorker):
+            attempts.append(world.now)
+            return Behaviour.CRASH
+        return Behaviour.OBEY
+
+    world.behave = fail
+    for worker in list(world.machine.workers):
+        world.tell(facts.WorkerGone(worker, "killed"))
+    world.run(600)
+    assert world.halted is not None
+    assert max(later - earlier for earlier, later in pairwise(attempts)) < LONGEST_OUTAGE + 1
+
+
+def test_workers_that_fail_at_one_time_are_one_attempt() -> None:
+    """A machine that is short of memory for a moment does not use up all attempts of many slots at once."""
+    world = booted(wanted=30)
+    world.behave = always(decisions.ForkWorker, Behaviour.REFUSE)
+    for worker in list(world.machine.workers):
+        world.tell(facts.WorkerGone(worker, "killed"))
+    world.run(5)
+    assert world.halted is None
+    world.behave = obey
+    world.settle()
 
 
 # --- properties -------------------------------------------------------------------------------------------------------
