@@ -97,7 +97,7 @@ class Report:
         latency_ms: mean, p50, p90, p99, p999 and max of the good answers.
         pids: good answers by the ``X-Worker-Pid`` that gave them.
         notes: the first few failures, in words.
-        failed_at: the instants of the first thousand failures, on the machine's monotonic clock.
+        failed_at: the first thousand failures: the instant, on the machine's monotonic clock, and the reason.
     """
 
     requests: int
@@ -112,7 +112,7 @@ class Report:
     latency_ms: dict[str, float]
     pids: dict[str, int]
     notes: list[str]
-    failed_at: list[float]
+    failed_at: list[tuple[float, str]]
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -279,7 +279,7 @@ class Tally:
     failures: Counter[str] = field(default_factory=Counter)
     pids: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
-    failed_at: list[float] = field(default_factory=list)
+    failed_at: list[tuple[float, str]] = field(default_factory=list)
     ended: array.array[float] = field(default_factory=lambda: array.array("d"))
     taken: array.array[float] = field(default_factory=lambda: array.array("d"))
 
@@ -298,7 +298,7 @@ class Tally:
         """One request got no answer, or a bad one."""
         self.failures[reason] += 1
         if len(self.failed_at) < MAX_INSTANTS:
-            self.failed_at.append(time.monotonic())
+            self.failed_at.append((time.monotonic(), reason))
         if len(self.notes) < MAX_NOTES:
             self.notes.append(f"{reason}: {note}")
 

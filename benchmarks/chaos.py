@@ -188,11 +188,11 @@ def main() -> int:
             report = load.stop()
         after = rest(server)
         ready, completed = server.status().ready, reforks_completed(server)
-    outside = [moment for moment in report.failed_at if not deaths.explain(moment)]
+    outside = [(moment, reason) for moment, reason in report.failed_at if not deaths.explain(moment)]
     for note in report.notes:
         say(f"failed: {note}")
-    for moment in outside:
-        say(f"outside: {deaths.beside(moment)}")
+    for moment, reason in outside:
+        say(f"outside: {reason}, {deaths.beside(moment)}")
     print("\n" + table(("killed", "times"), tuple(deaths.count.items())) + "\n")
     figures = {
         "seconds": SECONDS,
