@@ -120,6 +120,7 @@ def test_a_worker_that_takes_memory_has_gained_it(serve: Serve) -> None:
 def test_after_a_refork_the_status_is_that_of_after(serve: Serve) -> None:
     """`reforkctl refork --wait; reforkctl status` shows what was won, and what was promised for it."""
     server = serve(workers=3)
+    server.wait_status(is_measured, what="a baseline of every worker")
     fill(server, mib=20)
     assert server.ctl("refork", "--wait").returncode == 0
     status = server.wait_status(
@@ -176,7 +177,7 @@ BY_MEMORY = ("--refork-gain", "20M", "--refork-sustained", "0", "--refork-cooldo
 def test_a_server_reforks_by_itself_when_that_would_win_enough(serve: Serve) -> None:
     """It says why, it wins what it promised, and it does so once in a cool-down."""
     server = serve(*BY_MEMORY, workers=3)
-    assert server.status().automatic is not None
+    assert server.wait_status(is_measured, what="a baseline of every worker").automatic is not None
     fill(server, mib=20)
     server.wait_log(r"refork by memory: .* a refork would win")
     status = server.wait_status(
