@@ -157,7 +157,7 @@ def installations() -> Iterator[Any]:
         releases: dict[str, list[str]] = {}
         for line in "\n".join(code(path.read_text(), "sh", "console")).replace("\\\n", " ").splitlines():
             for verb, release, chart, words in helm.findall(line):
-                before = releases.get(release, []) if verb == "upgrade" and "--reuse-values" in words else []
+                before = releases.get(release, []) if verb == "upgrade" and "reuse-values" in words else []
                 releases[release] = before + re.findall(r"--set[ =]'?([^\s']+)", words)
                 yield pytest.param(chart, releases[release], id=f"{shown(path)}: {verb} {release}")
 

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 SECONDS_TO_GO = 2 * KILL_MARGIN
 """What a server takes at most when its last request has ended or was given up: workers and molds are killed, then."""
 
+HELMS_PATIENCE = 300
+"""Seconds that `helm test` waits unless told otherwise."""
+
 
 @pytest.fixture(params=VARIANTS)
 def values(request: pytest.FixtureRequest) -> Object:
@@ -110,6 +113,56 @@ def test_another_configuration_makes_other_pods() -> None:
     one, other = (rendered({**WSGI, "config": text}) for text in ("timeout = 5\n", "timeout = 6\n"))
     assert one.one("ConfigMap")["data"] == {"gunicorn.conf.py": "timeout = 5\n"}
     assert pod_of(one) != pod_of(other)
+    beside = {"image": IMAGE, "exporter": {"enabled": True}}
+    assert pod_of(rendered({**beside, "config": "timeout = 5\n"})) == pod_of(rendered(beside))
+
+
+@pytest.mark.parametrize(
+    "text", ["  # indented first\nx = 1\n", "\n\nx = 1\n\n\n", "x = '{{ no template }}'", "é\t= 1\r\n"]
+)
+def test_a_configuration_arrives_to_the_letter(text: str) -> None:
+    """Whatever it begins and ends with."""
+    assert rendered({**WSGI, "config": text}).one("ConfigMap")["data"] == {"gunicorn.conf.py": text}
+
+
+def test_words_that_yaml_would_read_as_something_else_stay_words() -> None:
+    """Kubernetes allows namespaces that look like numbers, and names that look like a truth value."""
+    release = rendered(
+        {
+            **EVERYTHING,
+            "image": {**IMAGE, "pullSecrets": ["12"]},
+            "workerClass": "package.worker: #1",
+            "control": {
+                **ACCOUNT,
+                "operator": {"namespace": "12", "serviceAccount": "on"},
+                "keys": {"jwks": "https://keys.example.org/a: #b", "issuer": "https://keys.example.org/: #"},
+            },
+            "priorityClassName": "12",
+            "serviceAccount": {"name": "12"},
+            "ingress": {"enabled": True, "className": "12", "host": "12", "tlsSecretName": "12"},
+        },
+        name="on",
+        namespace="12",
+    )
+    assert [fault for item in release.objects for fault in harness.faults(item, version=harness.VERSIONS[-1])] == []
+    token = {"auth": "Token", "token": {"existingSecret": "12", "key": "12"}}
+    tls = {"tls": {"secretName": "12", "serverName": "12", "caSecretName": "12", "caKey": "12"}}
+    release = rendered({**WSGI, "control": {**token, **tls}, "policy": {"enabled": True}})
+    assert [fault for item in release.objects for fault in harness.faults(item, version=harness.VERSIONS[-1])] == []
+
+
+def test_what_users_say_of_labels_and_annotations_counts_more_than_what_the_chart_says() -> None:
+    """Nothing stands twice in a mapping, which clients of Kubernetes refuse or decide by chance."""
+    release = rendered(
+        {
+            **WSGI,
+            "podAnnotations": {"kubectl.kubernetes.io/default-container": "proxy"},
+            "podMonitor": {"enabled": True, "labels": {"app.kubernetes.io/part-of": "monitoring"}},
+        }
+    )
+    assert pod_of(release)["metadata"]["annotations"] == {"kubectl.kubernetes.io/default-container": "proxy"}
+    labels = release.one("PodMonitor")["metadata"]["labels"]
+    assert (labels["app.kubernetes.io/part-of"], labels["app.kubernetes.io/instance"]) == ("monitoring", NAME)
 
 
 # --- the life of a pod ------------------------------------------------------------------------------------------------
@@ -123,6 +176,13 @@ def test_the_grace_period_covers_the_drain(graceful: int, before: int) -> None:
     assert f"--graceful-timeout={graceful}" in app["args"]
     assert app["lifecycle"]["preStop"] == {"sleep": {"seconds": before}}
     assert spec["terminationGracePeriodSeconds"] == before + graceful + SECONDS_TO_GO
+
+
+def test_a_strategy_says_what_belongs_to_its_type() -> None:
+    """To recreate pods it is enough to say so: how they would roll is an error to Kubernetes then."""
+    assert rendered({**WSGI, "strategy": {"type": "Recreate"}}).one("Deployment")["spec"]["strategy"] == {
+        "type": "Recreate"
+    }
 
 
 @pytest.mark.parametrize("seconds", [1, 60, 600])
@@ -143,6 +203,13 @@ def test_autoscaled_pods_are_not_counted() -> None:
     assert rendered(WSGI).one("Deployment")["spec"]["replicas"] == 2
 
 
+def test_a_scaler_may_be_told_how_fast_it_is() -> None:
+    """As Kubernetes writes it."""
+    behavior = {"scaleDown": {"stabilizationWindowSeconds": 600}}
+    values = {**VARIANTS["autoscaled"], "autoscaling": {"enabled": True, "behavior": behavior}}
+    assert rendered(values).one("HorizontalPodAutoscaler")["spec"]["behavior"] == behavior
+
+
 def test_pods_are_spread_by_their_own_labels() -> None:
     """A constraint without a selector gets that of the release; one that has its own keeps it."""
     release = rendered(WSGI)
@@ -152,6 +219,20 @@ def test_pods_are_spread_by_their_own_labels() -> None:
     constraint = {"maxSkew": 2, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": own}
     (kept,) = pod_of(rendered({**WSGI, "topologySpreadConstraints": [constraint]}))["spec"]["topologySpreadConstraints"]
     assert kept == constraint
+
+
+@pytest.mark.parametrize("variant", ["everything", "exporter"])
+def test_the_test_pod_runs_where_the_application_does_and_is_patient(variant: str) -> None:
+    """`helm test` right after `helm install` waits for the application; its image may fit some of the nodes alone."""
+    where = {name: EVERYTHING[name] for name in ("nodeSelector", "tolerations")}
+    release = rendered({**VARIANTS[variant], **where})
+    pod, beside = release.one("Pod")["spec"], pod_of(release)["spec"]
+    assert (pod["nodeSelector"], pod["tolerations"]) == (beside["nodeSelector"], beside["tolerations"])
+    assert pod["restartPolicy"] == "OnFailure"
+    assert pod["activeDeadlineSeconds"] < HELMS_PATIENCE
+    (container,) = pod["containers"]
+    fetched = {(each["image"], each["imagePullPolicy"]) for each in beside["containers"] if "imagePullPolicy" in each}
+    assert (container["image"], container["imagePullPolicy"]) in fetched
 
 
 # --- control ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import helm_python
 import pytest
 import yaml
 
@@ -44,6 +45,22 @@ CONTRADICTIONS: dict[str, tuple[Object, str]] = {
     "another door": ({**WSGI, "extraArgs": ["--control-plaintext"]}, "values under control"),
     "workers in the configuration too": ({**WSGI, "config": "workers = 8\n"}, "config sets workers"),
     "a drain in the configuration": ({**WSGI, "config": "graceful_timeout=8\n"}, "config sets graceful_timeout"),
+    "the port of the probes": ({**WSGI, "bind": "[::]:9090"}, "probes and scrapes come to port 9090"),
+    "the port of the operator": ({**WSGI, "bind": ":9091", "control": TOKEN}, "the operator comes to port 9091"),
+    "no port": ({**WSGI, "bind": ":0"}, "no port between 1 and 65535"),
+    "a port that is none": ({**WSGI, "bind": ":65536"}, "no port between 1 and 65535"),
+    "an exporter that nobody scrapes": (
+        {"image": IMAGE, "exporter": {**EXPORTER, "extraArgs": ["--bind=:1"]}},
+        "scrapes come to port 9090",
+    ),
+    "a certificate for no host": (
+        {**WSGI, "ingress": {"enabled": True, "tlsSecretName": "shop-web-tls"}},
+        "set the host name",
+    ),
+    "a rollout that cannot move": (
+        {**WSGI, "strategy": {"rollingUpdate": {"maxSurge": "0%", "maxUnavailable": 0}}},
+        "one of them has to be more",
+    ),
     "autoscaling of nothing": ({**WSGI, "autoscaling": {"enabled": True}}, "set resources.requests.cpu"),
     "autoscaling backwards": (
         {**EVERYTHING, "autoscaling": {"enabled": True, "minReplicas": 5, "maxReplicas": 4}},
@@ -72,6 +89,7 @@ WRONG: dict[str, Any] = {
     "ingress.host": "https://shop",
     "podAnnotations": {"number": 1},
     "podDisruptionBudget.maxUnavailable": "half",
+    "podLabels": {"app.kubernetes.io/name": "other"},
     "podMonitor.interval": 15,
     "policy.spec.mode": "enforce",
     "policy.spec.triggers": [{"metric": "PSS"}],
@@ -92,6 +110,13 @@ def test_contradictions_are_refused_with_the_way_out(case: str) -> None:
     """What the schema cannot say is refused in a sentence that names what to set."""
     values, words = CONTRADICTIONS[case]
     assert words in harness.refusal(harness.APP, values)
+
+
+@pytest.mark.parametrize("name", ["shop.v2", "1shop"])
+def test_a_release_that_no_service_can_be_named_like_is_refused(name: str) -> None:
+    """Helm allows more names of releases than Kubernetes does of Services, which would fail half-way."""
+    with pytest.raises(helm_python.HelmError, match="a letter first"):
+        harness.render(harness.APP, WSGI, name=name)
 
 
 @pytest.mark.parametrize("path", WRONG)
@@ -115,7 +140,15 @@ def test_unknown_values_are_refused_by_name(path: str) -> None:
 
 def test_schema_and_values_know_the_same_names() -> None:
     """No value that the schema lacks, and none that has no default, except where a type is Kubernetes' own."""
-    kubernetes = ("policy.spec.", "resources.", "exporter.resources.", "tmp.", "affinity.", "strategy.")
+    kubernetes = (
+        "policy.spec.",
+        "resources.",
+        "exporter.resources.",
+        "tmp.",
+        "affinity.",
+        "strategy.",
+        "autoscaling.behavior.",
+    )
 
     def own(names: set[str]) -> set[str]:
         return {name for name in names if not name.startswith(kubernetes)} - {"global"}

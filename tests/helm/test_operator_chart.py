@@ -114,6 +114,7 @@ REFUSED: list[tuple[Object, str]] = [
     ({"image": {"pullSecrets": [{"name": "registry"}]}}, "pullSecrets"),
     ({"fullnameOverride": "Refork_Operator"}, "fullnameOverride"),
     ({"fullnameOverride": "x" * 64}, "fullnameOverride"),
+    ({"fullnameOverride": "1-operator"}, "fullnameOverride"),
     ({"crds": {"install": True}}, "install"),
     ({"crds": {"enabled": "yes"}}, "enabled"),
     ({"watch": {"namespaces": "shop"}}, "namespaces"),
@@ -248,6 +249,38 @@ def test_long_names_stay_short_enough(name: str, values: Object) -> None:
     assert harness.too_long(release.objects) == []
     keys = [(item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"]) for item in release.objects]
     assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("name", ["refork.v2", "1refork"])
+def test_a_release_that_no_service_can_be_named_like_says_what_it_may_be_called(name: str) -> None:
+    """Helm allows more names of releases than Kubernetes does of Services; with a name of its own it goes."""
+    with pytest.raises(helm_python.HelmError, match="set fullnameOverride"):
+        render(OPERATOR, name=name)
+    assert render(OPERATOR, {"fullnameOverride": "watcher"}, name=name).one("Service")
+
+
+def test_words_that_yaml_would_read_as_something_else_stay_words() -> None:
+    """Kubernetes allows namespaces that look like numbers, and names that look like a truth value."""
+    names: Object = {
+        "image": {"pullSecrets": ["12"]},
+        "priorityClassName": "12",
+        "rbac": {"secrets": {"names": ["12"]}},
+        "serviceAccount": {"name": "12"},
+        "watch": {"namespaces": ["12", "null"]},
+    }
+    release = render(OPERATOR, EVERYTHING | names | {"fullnameOverride": "on"}, name="12", namespace="12")
+    assert [fault for item in release.objects for fault in harness.faults(item, version=VERSIONS[-1])] == []
+
+
+def test_labels_that_users_say_count_more_than_the_charts_own() -> None:
+    """Nothing stands twice in a mapping, which clients of Kubernetes refuse or decide by chance."""
+    labels = {"app.kubernetes.io/part-of": "monitoring"}
+    metrics = {name: {"enabled": True, "labels": labels} for name in ("monitor", "rules", "dashboards")}
+    release = render(OPERATOR, {"metrics": metrics})
+    found = [item for item in release.objects if item["kind"] in {"PodMonitor", "PrometheusRule", "ConfigMap"}]
+    assert len(found) == 4
+    for item in found:
+        assert item["metadata"]["labels"].items() >= {**labels, "app.kubernetes.io/instance": "refork"}.items()
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
 {{/* The words that refork is started with. The command line wins, so what stands here holds whatever an image says. */}}
 {{- define "refork-app.args" -}}
-- --bind={{ .Values.bind }}
+- {{ printf "--bind=%s" .Values.bind | quote }}
 {{- with .Values.workers }}
 - --workers={{ int . }}
 {{- end }}
 {{- with .Values.workerClass }}
-- --worker-class={{ . }}
+- {{ printf "--worker-class=%s" . | quote }}
 {{- end }}
 {{- with .Values.threads }}
 - --threads={{ int . }}
@@ -33,8 +33,8 @@
 {{- else }}
 - --control-service-accounts=system:serviceaccount:{{ .operator.namespace }}:{{ .operator.serviceAccount }}
 {{- if .keys.jwks }}
-- --control-jwks={{ .keys.jwks }}
-- --control-issuer={{ .keys.issuer }}
+- {{ printf "--control-jwks=%s" .keys.jwks | quote }}
+- {{ printf "--control-issuer=%s" .keys.issuer | quote }}
 {{- end }}
 {{- end }}
 {{- if .tls.secretName }}
@@ -99,7 +99,7 @@ securityContext:
 volumeMounts:
   - name: tmp
     mountPath: /tmp
-  {{- if and .Values.config (not .Values.exporter.enabled) }}
+  {{- if include "refork-app.configured" . }}
   - name: config
     mountPath: /etc/refork
     readOnly: true

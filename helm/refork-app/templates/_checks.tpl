@@ -1,6 +1,8 @@
 {{/* What the schema cannot say, each in a sentence that names the way out. */}}
 {{- define "refork-app.checks" -}}
+{{- include "refork-app.checkName" . -}}
 {{- include "refork-app.checkImage" . -}}
+{{- include "refork-app.checkPorts" . -}}
 {{- if .Values.exporter.enabled -}}
   {{- include "refork-app.checkExporter" . -}}
 {{- else -}}
@@ -8,6 +10,28 @@
   {{- include "refork-app.checkControl" . -}}
 {{- end -}}
 {{- include "refork-app.checkAutoscaling" . -}}
+{{- include "refork-app.checkIngress" . -}}
+{{- include "refork-app.checkStrategy" . -}}
+{{- end }}
+
+{{/* What Helm allows as a release's name is more than what Kubernetes allows as a Service's. */}}
+{{- define "refork-app.checkName" -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" .Release.Name) -}}
+  {{- fail (printf "the release %s: its name becomes that of a Service, so take small letters, digits and dashes, and a letter first" .Release.Name) -}}
+{{- end -}}
+{{- end }}
+
+{{- define "refork-app.checkPorts" -}}
+{{- $port := include "refork-app.port" . | int -}}
+{{- if or (lt $port 1) (gt $port 65535) -}}
+  {{- fail (printf "bind: %s has no port between 1 and 65535" .Values.bind) -}}
+{{- end -}}
+{{- if eq $port 9090 -}}
+  {{- fail (printf "bind: %s cannot be: probes and scrapes come to port 9090" .Values.bind) -}}
+{{- end -}}
+{{- if and (eq $port 9091) (include "refork-app.controlled" .) -}}
+  {{- fail (printf "bind: %s cannot be: the operator comes to port 9091" .Values.bind) -}}
+{{- end -}}
 {{- end }}
 
 {{- define "refork-app.checkImage" -}}
@@ -22,6 +46,11 @@
 {{- define "refork-app.checkExporter" -}}
 {{- if ne .Values.control.auth "None" -}}
   {{- fail "control.auth with exporter.enabled: there is no refork in the pod that could be commanded; set control.auth to None" -}}
+{{- end -}}
+{{- range .Values.exporter.extraArgs -}}
+  {{- if hasPrefix "--bind=" . -}}
+    {{- fail (printf "exporter.extraArgs: %s cannot be: scrapes come to port 9090" .) -}}
+  {{- end -}}
 {{- end -}}
 {{- if .Values.policy.enabled -}}
   {{- fail "policy.enabled with exporter.enabled: there is no refork in the pod that a policy could command; disable one of them" -}}
@@ -98,6 +127,24 @@ workers: workers
         {{- fail (printf "autoscaling by utilization of %s: it is a share of the request, so set resources.requests.%s" $name $name) -}}
       {{- end -}}
     {{- end -}}
+  {{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "refork-app.checkIngress" -}}
+{{- with .Values.ingress -}}
+  {{- if and .enabled .tlsSecretName (not .host) -}}
+    {{- fail "ingress.tlsSecretName without ingress.host: set the host name that the certificate is for" -}}
+  {{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* Nothing could ever be replaced. */}}
+{{- define "refork-app.checkStrategy" -}}
+{{- $rolling := .Values.strategy.rollingUpdate | default dict -}}
+{{- if and (eq .Values.strategy.type "RollingUpdate") (hasKey $rolling "maxSurge") (hasKey $rolling "maxUnavailable") -}}
+  {{- if and (regexMatch "^0+%?$" (toString $rolling.maxSurge)) (regexMatch "^0+%?$" (toString $rolling.maxUnavailable)) -}}
+    {{- fail "strategy.rollingUpdate: maxSurge and maxUnavailable are both 0; one of them has to be more" -}}
   {{- end -}}
 {{- end -}}
 {{- end }}

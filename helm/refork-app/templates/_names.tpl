@@ -4,7 +4,7 @@ version is not among them: a new chart that makes the same pods of the same valu
 */}}
 {{- define "refork-app.selector" -}}
 app.kubernetes.io/name: refork-app
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "refork-app.labels" -}}
@@ -14,10 +14,15 @@ app.kubernetes.io/part-of: refork
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
+{{/* Labels or annotations in YAML: the user's, which win, and ours. Takes a list of both. */}}
+{{- define "refork-app.merged" -}}
+{{ merge (deepCopy (first .)) (last . | fromYaml) | toYaml }}
+{{- end }}
+
 {{/* The head of every object: the workload and what belongs to it are named like the release. */}}
 {{- define "refork-app.metadata" -}}
-name: {{ .Release.Name }}
-namespace: {{ .Release.Namespace }}
+name: {{ .Release.Name | quote }}
+namespace: {{ .Release.Namespace | quote }}
 labels:
   {{- include "refork-app.labels" . | nindent 2 }}
 {{- end }}
@@ -25,7 +30,7 @@ labels:
 {{/* Labels of the pod of `helm test`, which no selector of the application's may match. */}}
 {{- define "refork-app.testLabels" -}}
 app.kubernetes.io/name: refork-app-test
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "refork-app.controlName" -}}
@@ -56,7 +61,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | quote }}
   {{- end }}
 {{- end }}
 {{- end }}
@@ -69,6 +74,11 @@ imagePullSecrets:
 {{/* Whether the server takes commands over TCP: "true" or nothing. */}}
 {{- define "refork-app.controlled" -}}
 {{- if and (not .Values.exporter.enabled) (ne .Values.control.auth "None") -}}true{{- end -}}
+{{- end }}
+
+{{/* Whether the server has a configuration of the values: "true" or nothing. */}}
+{{- define "refork-app.configured" -}}
+{{- if and .Values.config (not .Values.exporter.enabled) -}}true{{- end -}}
 {{- end }}
 
 {{/* Whether the server needs a token that is not mounted anyway, to be given the cluster's keys by the API server. */}}

@@ -2,10 +2,10 @@
 - name: tmp
   emptyDir:
     {{- toYaml .Values.tmp | nindent 4 }}
-{{- if and .Values.config (not .Values.exporter.enabled) }}
+{{- if include "refork-app.configured" . }}
 - name: config
   configMap:
-    name: {{ .Release.Name }}
+    name: {{ .Release.Name | quote }}
 {{- end }}
 {{- if include "refork-app.controlled" . }}
 {{- include "refork-app.controlVolumes" . | nindent 0 }}
@@ -20,10 +20,10 @@
 {{- if eq .Values.control.auth "Token" }}
 - name: control-token
   secret:
-    secretName: {{ include "refork-app.tokenSecret" . }}
+    secretName: {{ include "refork-app.tokenSecret" . | quote }}
     defaultMode: 0440
     items:
-      - key: {{ .Values.control.token.key }}
+      - key: {{ .Values.control.token.key | quote }}
         path: token
 {{- end }}
 {{- if include "refork-app.needsIdentity" . }}
@@ -44,7 +44,7 @@
 {{- with .Values.control.tls.secretName }}
 - name: control-tls
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     defaultMode: 0440
     items:
       - key: tls.crt

@@ -29,13 +29,13 @@
 
 {{- define "refork.selectorLabels" -}}
 app.kubernetes.io/name: refork-operator
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{/* Labels of the pod of `helm test`, which no selector of the operator's may match. */}}
 {{- define "refork.testLabels" -}}
 app.kubernetes.io/name: refork-operator-test
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{/* Labels of everything but pods. */}}
@@ -45,6 +45,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/part-of: refork
+{{- end -}}
+
+{{/* Labels in YAML: the user's, which win, and ours. Takes a list of both. */}}
+{{- define "refork.merged" -}}
+{{- merge (deepCopy (first .)) (last . | fromYaml) | toYaml -}}
 {{- end -}}
 
 {{- define "refork.image" -}}
@@ -107,6 +112,6 @@ capabilities:
 
 {{- define "refork.subject" -}}
 - kind: ServiceAccount
-  name: {{ include "refork.serviceAccountName" . }}
-  namespace: {{ .Release.Namespace }}
+  name: {{ include "refork.serviceAccountName" . | quote }}
+  namespace: {{ .Release.Namespace | quote }}
 {{- end -}}
