@@ -20,7 +20,7 @@ from gunicorn import util
 from gunicorn.errors import AppImportError
 
 from refork import channel as wire
-from refork import evidence, fork_safety, heap, leaving, listeners, promotion, quiescers
+from refork import evidence, fork_safety, heap, listeners, promotion, quiescers
 from refork.channel import Channel
 from refork.errors import ConfigurationError, describe
 from refork.hooks import Server
@@ -135,7 +135,6 @@ class Mold:
         gunicorn_worker = build(self.lineage, age=order.worker + 1, row=order.row)
         self.cfg.before_worker_fork(self)
         quiescers.before_fork(self.log)
-        leaving.look_before_fork()
         self.cfg.pre_fork(self.lineage.server, gunicorn_worker)
         return Worker(
             lineage=self.lineage,

@@ -93,10 +93,14 @@ def wait_for_parent(parent: int, *, seconds: float = 5.0) -> None:
 
 
 def flush_output() -> None:
-    """Write out what was printed: after a fork two processes have it in their buffer, and both would write it."""
+    """Write out what was printed, by native code too (fflush(3)).
+
+    After a fork two processes have it in their buffer, and both would write it; after ``_exit(2)`` nobody does.
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # there is none, or nobody reads it any more
             stream.flush()
+    _libc.fflush(None)
 
 
 def set_title(title: str) -> None:

@@ -145,7 +145,7 @@ class Worker:
         return status
 
     def _exit(self, status: int) -> None:
-        """End the process as gunicorn does: the hook, then the interpreter's own ending."""
+        """End the process: gunicorn's hook first."""
         try:
             self.lineage.cfg.worker_exit(self.lineage.server, self.gunicorn_worker)
         except Exception:
