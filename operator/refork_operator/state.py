@@ -92,18 +92,19 @@ def write(state: PodState | WorkloadState) -> str:
 
 def read_pod(annotations: Mapping[str, str]) -> PodState:
     """Read what is remembered of a pod."""
-    try:
-        return msgspec.json.decode(annotations.get(STATE) or "{}", type=PodState)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return PodState()
+    return _read(annotations, PodState)
 
 
 def read_workload(annotations: Mapping[str, str]) -> WorkloadState:
     """Read what is remembered of a workload."""
+    return _read(annotations, WorkloadState)
+
+
+def _read[State: (PodState, WorkloadState)](annotations: Mapping[str, str], kind: type[State]) -> State:
     try:
-        return msgspec.json.decode(annotations.get(STATE) or "{}", type=WorkloadState)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return WorkloadState()
+        return msgspec.json.decode(annotations.get(STATE) or "{}", type=kind)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return kind()
 
 
 def begun(state: PodState, intent: Intent) -> PodState:

@@ -179,11 +179,11 @@ def test_what_somebody_else_wrote_is_a_fresh_start(text: str) -> None:
     [
         '{"reforked_at": 1e300}', '{"unpaid": -5}', '{"realised": 1e40}', '{"intent": {"id": "../../x"}}',
         '{"intent": {"id": "a", "at": 1e12, "server": 1, "promised": 1, "pss": 1}}',
-        '{"outcome": "' + "x" * 2000 + '"}',
+        '{"outcome": "' + "x" * 2000 + '"}', '{"deep": ' + "[" * 50_000, '{"outcome": "\udcff"}',
     ],
 )  # fmt: skip
 def test_a_state_that_cannot_be_ours_is_a_fresh_start(forged: str) -> None:
-    """Numbers that no clock shows must not reach the arithmetic behind them."""
+    """Numbers that no clock shows must not reach the arithmetic behind them, and no depth the stack."""
     assert state.read_pod({"refork.dev/state": forged}) == state.PodState()
 
 
