@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SECONDS = 10.0
 PAGE = 500
 _FAILED = 400
+_NOT_FOUND, _CONFLICT = 404, 409
 _RETRIED = frozenset({429, 500, 502, 503, 504})
 _ATTEMPTS = 5
 _LONGEST_PAUSE = 10.0
@@ -42,6 +43,11 @@ class ClusterError(Exception):
         self.status = status
         self.retry_after = retry_after
 
+    @property
+    def gone(self) -> bool:
+        """Whether the object is not there, or is another one of the same name; a conflict alone says neither."""
+        return self.status == _NOT_FOUND or (self.status == _CONFLICT and "UID in precondition" in str(self))
+
 
 class Cluster:
     """One connection to one API server."""
@@ -50,6 +56,7 @@ class Cluster:
         self._configuration = configuration
         self._metrics = metrics
         self.on_list: Callable[[str], None] = lambda _: None
+        """Called with the name of a resource that kopf has listed."""
         self._watches: set[str] = set()
         configuration.trace_configs = [self._trace()]
         self._api = client.ApiClient(configuration)
@@ -148,23 +155,24 @@ class Cluster:
         token = await self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
         if token:
             params.headers["Authorization"] = token
-        if params.method == "GET" and "watch" in params.url.query:
-            resource = params.url.path.rpartition("/")[2]
-            restarts = self._metrics.watch_restarts.labels(resource)
-            if resource in self._watches:
+        if _verb(params) == "watch":
+            restarts = self._metrics.watch_restarts.labels(_resource(params))
+            if params.url.path in self._watches:
                 restarts.inc()
-            self._watches.add(resource)
-        elif params.method == "GET" and params.url.path.rpartition("/")[2] in self._watches:
-            self.on_list(params.url.path.rpartition("/")[2])
+            self._watches.add(params.url.path)
 
-    async def _ends(self, _: object, __: SimpleNamespace, params: aiohttp.TraceRequestEndParams) -> None:
-        verb = _verb(params.method, watch="watch" in params.url.query)
-        self._metrics.api_requests.labels(verb, params.response.status).inc()
-        if params.response.status >= _FAILED:
-            self._metrics.api_errors.labels(verb, params.response.status).inc()
+    async def _ends(
+        self, session: aiohttp.ClientSession, _: SimpleNamespace, params: aiohttp.TraceRequestEndParams
+    ) -> None:
+        verb, status = _verb(params), params.response.status
+        self._metrics.api_requests.labels(verb, status).inc()
+        if status >= _FAILED:
+            self._metrics.api_errors.labels(verb, status).inc()
+        elif verb == "get" and session in self._sessions and "continue" not in params.url.query:
+            self.on_list(_resource(params))
 
     async def _breaks(self, _: object, __: SimpleNamespace, params: aiohttp.TraceRequestExceptionParams) -> None:
-        verb = _verb(params.method, watch="watch" in params.url.query)
+        verb = _verb(params)
         self._metrics.api_requests.labels(verb, "none").inc()
         self._metrics.api_errors.labels(verb, "none").inc()
 
@@ -186,8 +194,15 @@ async def connect(settings: Settings, *, metrics: Metrics) -> Cluster:
     return Cluster(configuration, metrics=metrics)
 
 
-def _verb(method: str, *, watch: bool) -> str:
-    return "watch" if watch else method.lower()
+type _Request = aiohttp.TraceRequestStartParams | aiohttp.TraceRequestEndParams | aiohttp.TraceRequestExceptionParams
+
+
+def _verb(request: _Request) -> str:
+    return "watch" if "watch" in request.url.query else request.method.lower()
+
+
+def _resource(request: _Request) -> str:
+    return request.url.path.rpartition("/")[2]
 
 
 def _error(status: int, content: bytes, *, retry_after: str) -> ClusterError:

@@ -29,13 +29,14 @@ from refork_operator.names import (
     Trouble,
 )
 from refork_operator.podclient import Endpoint, PodError
+from refork_operator.pods import Workload
 from refork_operator.poller import Poller
 from refork_operator.publisher import Publisher
 from refork_operator.reforks import Reforks
 from refork_operator.store import Store
 from refork_operator.tasks import Tasks
 from refork_operator.watched import Watched
-from refork_operator.writer import GONE, Writer
+from refork_operator.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from refork_operator.logs import Log
     from refork_operator.metrics import Metrics
     from refork_operator.podclient import PodClient
-    from refork_operator.pods import Key, Pod, Workload
+    from refork_operator.pods import Key, Pod
     from refork_operator.policy import Control, ReforkPolicy
     from refork_operator.settings import Settings
     from refork_operator.tokens import Tokens
@@ -139,7 +140,7 @@ class Engine:
         pod = pods.parse(raw)
         matched = self._store.pods.get(pod.key)
         if matched is not None and matched.uid != pod.uid:
-            self.drop_pod(pod.key)
+            self.drop_pod(matched.key, matched.uid)
         self._store.put_pod(pod)
         found = self._store.policy_of(pod.key)
         if found is not None and found.control.port != DEFAULT_PORT:
@@ -147,14 +148,19 @@ class Engine:
             self._store.put_pod(pod)
         self._consider(pod)
 
-    def drop_pod(self, key: Key) -> None:
+    def drop_pod(self, key: Key, uid: str) -> None:
         """Take note that a pod is gone."""
         pod = self._store.pods.get(key)
+        if pod is None or pod.uid != uid:
+            return
         found = self._store.policy_of(key)
         self._store.drop_pod(key)
         self._unwatch(key)
-        if pod is not None:
-            self._touch(found.key if found is not None else pod.workload)
+        self._touch(found.key if found is not None else pod.workload)
+
+    def known_pods(self) -> dict[Key, str]:
+        """Tell which pods are believed to be there, by uid."""
+        return {key: pod.uid for key, pod in self._store.pods.items()}
 
     def put_policy(self, raw: Mapping[str, Any]) -> None:
         """Take note of a policy as it is now."""
@@ -175,7 +181,6 @@ class Engine:
         self._store.put_policy(found)
         self._log.info("policy", policy=found.label, generation=found.generation, enforce=found.enforce)
         self._consider_all(found.namespace)
-        self._touch(found.key)
 
     def _refuse_policy(self, raw: Mapping[str, Any], error: policy.PolicyError) -> None:
         """Have a policy that cannot be read do nothing, and tell it so once."""
@@ -188,15 +193,21 @@ class Engine:
             broken = self._publisher.write_broken(key, str(error), status=status, generation=generation)
             self._tasks.spawn(broken)
 
-    def drop_policy(self, key: Key) -> None:
+    def drop_policy(self, key: Key, uid: str) -> None:
         """Take note that a policy is gone."""
         found = self._store.policies.get(key)
+        if found is not None and found.uid != uid:
+            return
         self._store.drop_policy(key)
-        self._publisher.forget(key, label=found.label if found is not None else "")
+        self._publisher.forget(key)
         self._dirty.discard(key)
         if found is not None:
             self._log.info("policy gone", policy=found.label)
         self._consider_all(key[0])
+
+    def known_policies(self) -> dict[Key, str]:
+        """Tell which policies are believed to be there, by uid."""
+        return {key: found.uid for key, found in self._store.policies.items()}
 
     def put_owner(self, raw: Mapping[str, Any], *, kind: str) -> None:
         """Take note of a workload as it is now."""
@@ -210,28 +221,32 @@ class Engine:
             for pod in list(self._store.crew(owner.workload)):
                 self._consider(pod)
 
-    def drop_owner(self, raw: Mapping[str, Any], *, kind: str) -> None:
+    def drop_owner(self, key: Key, uid: str, *, kind: str) -> None:
         """Take note that a workload is gone."""
-        owner = workloads.parse(raw, kind=kind)
-        self._store.owners.pop(owner.workload, None)
-        self._inbox.forget(owner.workload)
+        owner = self._store.owners.get(Workload(kind, *key))
+        if owner is not None and owner.uid == uid:
+            del self._store.owners[owner.workload]
+            self._inbox.forget(owner.workload)
+
+    def known_owners(self, *, kind: str) -> dict[Key, str]:
+        """Tell which workloads of a kind are believed to be there, by uid."""
+        owners = self._store.owners.values()
+        return {(at.namespace, at.name): found.uid for found in owners if (at := found.workload).kind == kind}
 
     def complete(self) -> None:
         """Take note that the whole cluster was seen once."""
         self._inbox.complete()
 
-    def keep_pods(self, keys: set[Key], *, namespace: str | None) -> None:
-        """Forget pods that a complete list did not hold any more."""
-        for key in list(self._store.pods):
-            if key not in keys and namespace in (None, key[0]):
-                self.drop_pod(key)
-
     # --- which pods to watch ------------------------------------------------------------------------------------------
 
     def _consider_all(self, namespace: str) -> None:
+        """Look anew at a namespace whose policies have changed: pods may belong to another one now."""
         for pod in list(self._store.pods.values()):
             if pod.namespace == namespace:
                 self._consider(pod)
+        for key in self._store.policies:
+            if key[0] == namespace:
+                self._touch(key)
 
     def _consider(self, pod: Pod) -> None:
         """Begin, go on or stop to watch a pod."""
@@ -346,12 +361,15 @@ class Engine:
     async def _look_whether_gone(self, pod: Pod) -> None:
         """Ask the API server for a pod that does not answer: a watch that was interrupted may have missed its end."""
         try:
-            self.put_pod(await self._cluster.get(paths.pod(pod.namespace, pod.name)))
+            found = await self._cluster.get(paths.pod(pod.namespace, pod.name))
         except ClusterError as error:
-            if error.status in GONE:
-                self.drop_pod(pod.key)
+            if error.gone:
+                self.drop_pod(pod.key, pod.uid)
             else:
                 self._log.warning("pod not looked up", pod=pod.label, error=error)
+        else:
+            if found["metadata"]["uid"] != pod.uid:
+                self.drop_pod(pod.key, pod.uid)
 
     def _judge(self, watched: Watched) -> None:
         """Have the memory of a pod considered, by itself when it wants nothing, among others when it does."""

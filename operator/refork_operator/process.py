@@ -99,7 +99,7 @@ class Process:
         events = Events(cluster, log=self._log, instance=self._settings.identity)
         engine = self._build_engine(cluster, client=client, events=events)
         self._watcher = Watcher(engine, cluster=cluster, settings=self._settings, log=self._log)
-        cluster.on_list = self._watcher.listed_again
+        cluster.on_list = self._watcher.listed
         tasks = {*holding, asyncio.create_task(self._watch_and_run(engine, self._watcher, events))}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

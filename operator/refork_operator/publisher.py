@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from refork_operator import paths, recommend, report
 from refork_operator.cluster import ClusterError
 from refork_operator.quantity import parse_instant
-from refork_operator.writer import GONE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +40,7 @@ class Publisher:
         metrics: Metrics,
         settings: Settings,
         log: Log,
-        gone: Callable[[Key], None],
+        gone: Callable[[Key, str], None],
     ) -> None:
         self._store = store
         self._watched = watched
@@ -60,13 +59,12 @@ class Publisher:
             self._tallies[key] = report.read_tally(status, instant=parse_instant(status.get("lastReforkTime")))
         self._written.setdefault(key, status)
 
-    def forget(self, key: Key, *, label: str = "") -> None:
+    def forget(self, key: Key) -> None:
         """Begin anew with a policy, or have done with it."""
         self._tallies.pop(key, None)
         self._written.pop(key, None)
         self._urgent.discard(key)
-        if label:
-            self._metrics.forget(label)
+        self._metrics.forget("/".join(key))
 
     def mark(self, key: Key) -> None:
         """Write soon."""
@@ -133,11 +131,11 @@ class Publisher:
         if report.same(document, before) or self._settings.dry_run:
             return
         try:
-            await self._cluster.merge(paths.policy_status(*key), {"status": document})
+            await self._cluster.merge(paths.policy_status(*key), {"metadata": {"uid": found.uid}, "status": document})
             self._written[key] = document
         except ClusterError as error:
-            if error.status in GONE:
-                self._gone(key)
+            if error.gone:
+                self._gone(key, found.uid)
             else:
                 self._urgent.add(key)
                 self._log.warning("status not written", policy=found.label, error=error)

@@ -2,12 +2,15 @@
 
 Only event handlers are used. kopf's other kinds would write finalizers and progress into the objects of our users, and
 an object must never depend on the operator being there. kopf does not tell what vanished while a watch was broken; so
-whenever it lists pods again, we do, too, and compare.
+whenever it has listed a resource, we do, too, and forget what is not there. Objects are told apart by their uid: an
+end that is heard late is not the end of another one of the same name.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import kopf
@@ -17,16 +20,30 @@ from refork_operator.cluster import ClusterError
 from refork_operator.names import GROUP, PLURAL, VERSION, WATCHED_KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
-    from refork_operator.cluster import Cluster
+    from refork_operator.cluster import Body, Cluster
     from refork_operator.engine import Engine
     from refork_operator.logs import Log
+    from refork_operator.pods import Key
     from refork_operator.settings import Settings
 
 _NOT_FOUND = 404
 _RETRY_SECONDS = 2.0
 _APPS = "apps"
+
+
+@dataclass(frozen=True, slots=True)
+class _Feed:
+    """How the objects of one resource reach the engine; ``known`` tells which it believes to be there, by uid."""
+
+    group: str
+    version: str
+    resource: str
+    put: Callable[[Body], None]
+    drop: Callable[[Key, str], None]
+    known: Callable[[], dict[Key, str]]
+    selector: str = ""
 
 
 class Watcher:
@@ -37,12 +54,34 @@ class Watcher:
         self._cluster = cluster
         self._settings = settings
         self._log = log
+        self._feeds = {feed.resource: feed for feed in self._make_feeds()}
+        self._listed: set[str] = set()
         self._listed_again = asyncio.Event()
         self.synced = False
 
-    def listed_again(self, resource: str) -> None:
-        """Hear that kopf has begun a list anew."""
-        if resource == "pods" and self.synced:
+    def _make_feeds(self) -> list[_Feed]:
+        """List what is watched, in the order in which it is looked at first: pods are judged by all the others."""
+        engine = self._engine
+        policies = _Feed(GROUP, VERSION, PLURAL, engine.put_policy, engine.drop_policy, engine.known_policies)
+        owners = [
+            _Feed(
+                _APPS,
+                "v1",
+                resource,
+                partial(engine.put_owner, kind=kind),
+                partial(engine.drop_owner, kind=kind),
+                partial(engine.known_owners, kind=kind),
+            )
+            for kind, resource in WATCHED_KINDS.items()
+        ]
+        selector = self._settings.pod_selector
+        pods = _Feed("", "v1", "pods", engine.put_pod, engine.drop_pod, engine.known_pods, selector)
+        return [policies, *owners, pods]
+
+    def listed(self, resource: str) -> None:
+        """Hear that kopf has listed a resource: at first, and whenever a watch could not be resumed."""
+        if resource in self._feeds:
+            self._listed.add(resource)
             self._listed_again.set()
 
     async def prepare(self) -> None:
@@ -50,9 +89,9 @@ class Watcher:
         said = ""
         while True:
             try:
-                await self._list_policies()
-                await self._list_owners()
-                await self._list_pods()
+                for feed in self._feeds.values():
+                    async for raw in self._list(feed):
+                        self._put(feed, raw)
             except ClusterError as error:
                 if str(error) != said:
                     said = str(error)
@@ -78,35 +117,44 @@ class Watcher:
             )
             comparing.cancel()
 
-    async def _list_policies(self) -> None:
+    async def _list(self, feed: _Feed) -> AsyncIterator[Body]:
+        query = {"labelSelector": feed.selector} if feed.selector else {}
         for namespace in self._settings.namespaces or (None,):
-            async for raw in self._cluster.items(paths.collection(PLURAL, namespace=namespace)):
-                self._engine.put_policy(raw)
-
-    async def _list_owners(self) -> None:
-        for kind, resource in WATCHED_KINDS.items():
-            for namespace in self._settings.namespaces or (None,):
-                async for raw in self._cluster.items(paths.collection(resource, namespace=namespace)):
-                    self._engine.put_owner(raw, kind=kind)
-
-    async def _list_pods(self) -> None:
-        query = {"labelSelector": self._settings.pod_selector} if self._settings.pod_selector else {}
-        for namespace in self._settings.namespaces or (None,):
-            keys = set()
-            async for raw in self._cluster.items(paths.collection("pods", namespace=namespace), **query):
-                keys.add((raw["metadata"]["namespace"], raw["metadata"]["name"]))
-                self._engine.put_pod(raw)
-            self._engine.keep_pods(keys, namespace=namespace)
+            async for raw in self._cluster.items(paths.collection(feed.resource, namespace=namespace), **query):
+                yield raw
 
     async def _compare_for_ever(self) -> None:
         while True:
             await self._listed_again.wait()
             await asyncio.sleep(_RETRY_SECONDS)
             self._listed_again.clear()
-            try:
-                await self._list_pods()
-            except ClusterError as error:
-                self._log.warning("pods not listed", error=error)
+            resources, self._listed = self._listed, set()
+            for resource in sorted(resources):
+                try:
+                    await self._compare(self._feeds[resource])
+                except ClusterError as error:
+                    self._log.warning("not listed", resource=resource, error=error)
+                    self.listed(resource)
+
+    async def _compare(self, feed: _Feed) -> None:
+        """Forget what was there before this list, and is not in it."""
+        before = feed.known()
+        there = {raw["metadata"]["uid"] async for raw in self._list(feed)}
+        for key, uid in before.items():
+            if uid not in there:
+                feed.drop(key, uid)
+
+    def _take(self, feed: _Feed, *, kind: str | None, raw: Body) -> None:
+        if kind == "DELETED":
+            feed.drop(_key(raw), raw["metadata"]["uid"])
+        else:
+            self._put(feed, raw)
+
+    def _put(self, feed: _Feed, raw: Body) -> None:
+        try:
+            feed.put(raw)
+        except Exception as error:  # noqa: BLE001 - one odd object must not keep the others from being seen
+            self._log.error("not understood", resource=feed.resource, name="/".join(_key(raw)), error=repr(error))
 
     def _registry(self) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
@@ -115,44 +163,14 @@ class Watcher:
         async def login(**_: Any) -> kopf.AiohttpSession:
             return kopf.AiohttpSession(aiohttp_session=self._cluster.session(), server=self._cluster.server)
 
-        self._handle(registry, "", "v1", "pods", self._pod)
-        self._handle(registry, GROUP, VERSION, PLURAL, self._policy)
-        for kind, resource in WATCHED_KINDS.items():
-            self._handle(registry, _APPS, "v1", resource, self._owner_handler(kind))
+        for feed in self._feeds.values():
+            self._handle(registry, feed)
         return registry
 
-    def _handle(
-        self,
-        registry: kopf.OperatorRegistry,
-        group: str,
-        version: str,
-        resource: str,
-        take: Callable[[str | None, Any], None],
-    ) -> None:
-        @kopf.on.event(group, version, resource, registry=registry, id=f"watch-{resource}")
+    def _handle(self, registry: kopf.OperatorRegistry, feed: _Feed) -> None:
+        @kopf.on.event(feed.group, feed.version, feed.resource, registry=registry, id=f"watch-{feed.resource}")
         async def handler(event: Any, **_: Any) -> None:
-            take(event["type"], event["object"])
-
-    def _pod(self, kind: str | None, raw: Any) -> None:
-        if kind == "DELETED":
-            self._engine.drop_pod((raw["metadata"]["namespace"], raw["metadata"]["name"]))
-        else:
-            self._engine.put_pod(raw)
-
-    def _policy(self, kind: str | None, raw: Any) -> None:
-        if kind == "DELETED":
-            self._engine.drop_policy((raw["metadata"]["namespace"], raw["metadata"]["name"]))
-        else:
-            self._engine.put_policy(raw)
-
-    def _owner_handler(self, owner: str) -> Callable[[str | None, Any], None]:
-        def take(kind: str | None, raw: Any) -> None:
-            if kind == "DELETED":
-                self._engine.drop_owner(raw, kind=owner)
-            else:
-                self._engine.put_owner(raw, kind=owner)
-
-        return take
+            self._take(feed, kind=event["type"], raw=event["object"])
 
     def _kopf_settings(self) -> kopf.OperatorSettings:
         settings = kopf.OperatorSettings()
@@ -167,6 +185,10 @@ class Watcher:
         if self._settings.pod_selector:
             settings.watching.label_selectors["pods"] = self._settings.pod_selector
         return settings
+
+
+def _key(raw: Body) -> Key:
+    return raw["metadata"]["namespace"], raw["metadata"]["name"]
 
 
 def _hint(error: ClusterError) -> str:

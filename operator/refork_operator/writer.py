@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from refork_operator.pods import Pod
     from refork_operator.workloads import Owner
 
-GONE = frozenset({404, 409})
-"""What the API server says of an object that is not there, or is another one of the same name."""
-
 _ATTEMPTS = 8
 
 
@@ -55,7 +52,7 @@ class Writer:
             try:
                 await write()
             except ClusterError as error:
-                if error.status in GONE:
+                if error.gone:
                     return
                 self._log.warning("not written", what=what, error=error)
                 await asyncio.sleep(min(2.0**attempt, 30.0))
