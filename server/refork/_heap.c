@@ -226,6 +226,12 @@ set_grow(PointerSet *set)
     return true;
 }
 
+static inline bool
+set_has(const PointerSet *set, void *p)
+{
+    return set->used > 0 && set->slots[set_slot(set, p)] == p;
+}
+
 /* 1: added, 0: was there already, -1: no memory. */
 static int
 set_add(PointerSet *set, void *p)
@@ -265,6 +271,8 @@ typedef struct {
     Pointers todo;        /* found on the way, still to be looked into */
     Pointers unmet;       /* roots that nothing but C code may refer to */
     PointerSet seen;      /* looked into, where the mark cannot tell */
+    PointerSet spared;    /* what leads to SQLite's statements */
+    PyTypeObject *connection;   /* sqlite3.Connection */
     PyTypeObject *ndarray;
     PyObject *ndarray_base;   /* its attribute "base", a C getter */
     size_t objects;
@@ -289,6 +297,7 @@ walk_free(Walk *walk)
     pointers_free(&walk->todo);
     pointers_free(&walk->unmet);
     set_free(&walk->seen);
+    set_free(&walk->spared);
 }
 
 static void
@@ -318,7 +327,8 @@ is_new(Walk *walk, PyObject *op)
 static const char *const resources[] = {
     "memoryview", "managedbuffer", "_buffer_wrapper", "_io._BytesIOBuffer",
     "pickle.PickleBuffer", "mmap.mmap", "select.epoll", "sqlite3.Connection",
-    "sqlite3.Cursor", "_multiprocessing.SemLock", "greenlet.greenlet", NULL,
+    "sqlite3.Cursor", "sqlite3.Statement", "sqlite3.Blob", "_dbm.dbm",
+    "_gdbm.gdbm", "_multiprocessing.SemLock", "greenlet.greenlet", NULL,
 };
 
 static bool
@@ -384,6 +394,65 @@ count_mortal(Walk *walk, PyObject *op, const char *why)
     if (walk->mortal_kinds < MAX_MORTAL_KINDS) {
         walk->mortal[walk->mortal_kinds++] =
             (MortalKind){.type = Py_TYPE(op), .why = why, .count = 1};
+    }
+}
+
+/* SQLite keeps a file open until the last statement that was prepared for it is
+ * gone, whoever has closed the connection. A connection holds its statements in
+ * a functools.lru_cache: so the cache stays mortal, with its dict and its links. */
+static void
+spare(Walk *walk, PyObject *op)
+{
+    if (set_add(&walk->spared, op) < 0) {
+        walk->out_of_memory = true;
+    }
+}
+
+static inline bool
+is_named(PyObject *op, const char *name)
+{
+    return strcmp(Py_TYPE(op)->tp_name, name) == 0;
+}
+
+static int
+spare_link(PyObject *part_of_dict, void *walk)
+{
+    if (is_named(part_of_dict, "functools._lru_list_elem")) {
+        spare(walk, part_of_dict);
+    }
+    return 0;
+}
+
+static int
+spare_dict(PyObject *part_of_cache, void *walk)
+{
+    if (PyDict_CheckExact(part_of_cache)) {
+        spare(walk, part_of_cache);
+        PyDict_Type.tp_traverse(part_of_cache, spare_link, walk);
+    }
+    return 0;
+}
+
+static int
+spare_cache(PyObject *part_of_connection, void *walk)
+{
+    if (is_named(part_of_connection, "functools._lru_cache_wrapper")) {
+        spare(walk, part_of_connection);
+        Py_TYPE(part_of_connection)->tp_traverse(part_of_connection, spare_dict, walk);
+    }
+    return 0;
+}
+
+static void
+spare_statements(Walk *walk)
+{
+    for (size_t i = 0; walk->connection != NULL && i < walk->roots.used; i++) {
+        PyObject *op = walk->roots.items[i];
+        PyTypeObject *type = Py_TYPE(op);
+        if (reason_to_leave(walk, type) != NULL
+            && PyType_IsSubtype(type, walk->connection)) {
+            type->tp_traverse(op, spare_cache, walk);
+        }
     }
 }
 
@@ -498,6 +567,9 @@ meet(PyObject *op, void *arg)
         if (may_have_changed(walk, op, type) && is_new(walk, op)) {
             push(walk, op);
         }
+        return 0;
+    }
+    if (set_has(&walk->spared, op)) {
         return 0;
     }
     const char *why = reason_to_leave(walk, type);
@@ -664,6 +736,7 @@ static void
 seal_roots(Walk *walk)
 {
     PyUnstable_GC_VisitObjects(add_root, walk);
+    spare_statements(walk);
     for (size_t i = 0; i < walk->roots.used && !walk->out_of_memory; i++) {
         PyObject *op = walk->roots.items[i];
         if (i + 8 < walk->roots.used) {
@@ -728,14 +801,24 @@ seal_static_types(Walk *walk, Pointers *types)
     }
 }
 
-/* numpy, if the application uses it. What is found is borrowed: numpy's module
- * goes on holding it. */
+/* An attribute of a module that the application uses, if it does. */
+static PyObject *
+find_loaded(const char *module_name, const char *attribute)
+{
+    PyObject *name = PyUnicode_FromString(module_name);
+    PyObject *module = name ? PyImport_GetModule(name) : NULL;
+    PyObject *found = module ? PyObject_GetAttrString(module, attribute) : NULL;
+    Py_XDECREF(name);
+    Py_XDECREF(module);
+    PyErr_Clear();
+    return found;
+}
+
+/* What is found is borrowed: the module goes on holding it. */
 static void
 find_ndarray(Walk *walk)
 {
-    PyObject *name = PyUnicode_FromString("numpy");
-    PyObject *module = name ? PyImport_GetModule(name) : NULL;
-    PyObject *type = module ? PyObject_GetAttrString(module, "ndarray") : NULL;
+    PyObject *type = find_loaded("numpy", "ndarray");
     if (type != NULL && PyType_Check(type)
         && ((PyTypeObject *)type)->tp_as_buffer != NULL
         && ((PyTypeObject *)type)->tp_as_buffer->bf_getbuffer != NULL) {
@@ -745,11 +828,19 @@ find_ndarray(Walk *walk)
             walk->ndarray_base = getter;
         }
         Py_XDECREF(getter);
+        PyErr_Clear();
     }
-    Py_XDECREF(name);
-    Py_XDECREF(module);
     Py_XDECREF(type);
-    PyErr_Clear();
+}
+
+static void
+find_connection(Walk *walk)
+{
+    PyObject *type = find_loaded("_sqlite3", "Connection");
+    if (type != NULL && PyType_Check(type)) {
+        walk->connection = (PyTypeObject *)type;
+    }
+    Py_XDECREF(type);
 }
 
 /* ---- The module's functions ----------------------------------------------- */
@@ -795,6 +886,7 @@ heap_walk(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
     Pointers types = {0};
     PyObject *result = NULL;
     find_ndarray(walk);
+    find_connection(walk);
     if (find_static_types(walk, &types)) {
         seal_static_types(walk, &types);
         seal_roots(walk);
@@ -815,6 +907,7 @@ heap_walk(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
  * stands how many of its blocks are taken (3.12 to 3.15). */
 #define POOL_MASK (~(uintptr_t)((1 << 14) - 1))
 #define LARGEST_BLOCK 512
+#define ROOM_FOR_AN_ARENA ((size_t)4 << 20)   /* one has 1 or 2 MiB */
 
 static unsigned int
 blocks_in_pool_of(void *block)
@@ -831,6 +924,16 @@ uses_pymalloc(void)
     const char *name = _PyMem_GetCurrentAllocatorName
                            ? _PyMem_GetCurrentAllocatorName() : NULL;
     return name != NULL && strcmp(name, "pymalloc") == 0;
+}
+
+/* Where the process may have no more memory, pymalloc passes on to malloc(),
+ * whose blocks lie in no pool. All sizes together need one new arena at most. */
+static bool
+has_room_for_an_arena(void)
+{
+    void *room = mmap(NULL, ROOM_FOR_AN_ARENA, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return room != MAP_FAILED && munmap(room, ROOM_FOR_AN_ARENA) == 0;
 }
 
 /* Take every free block of one size. One that comes alone in its pool comes
@@ -856,6 +959,9 @@ static size_t
 fill_holes_of_pymalloc(void)
 {
     size_t filled = 0;
+    if (!uses_pymalloc() || !has_room_for_an_arena()) {
+        return 0;
+    }
     for (size_t size = 16; size <= LARGEST_BLOCK; size += 16) {
         filled += fill_holes_of_size(size);
     }
@@ -878,19 +984,48 @@ typedef struct {
     size_t budget;      /* an end to it all, should either be wrong */
 } Holes;
 
+#if __GLIBC_PREREQ(2, 33)
+
+static struct mallinfo2
+look_up_totals(void)
+{
+    return mallinfo2();
+}
+
+#else
+
+/* Wheels are built with a C library that does not have it yet, and mostly run
+ * with one that has. The older call counts in ints: they wrap at 4 GiB. */
+struct mallinfo2 {
+    size_t arena, ordblks, smblks, hblks, hblkhd;
+    size_t usmblks, fsmblks, uordblks, fordblks, keepcost;
+};
+extern struct mallinfo2 mallinfo2(void) __attribute__((weak));
+
+static struct mallinfo2
+look_up_totals(void)
+{
+    if (mallinfo2 != NULL) {
+        return mallinfo2();
+    }
+    struct mallinfo info = mallinfo();
+    return (struct mallinfo2){
+        .arena = (unsigned)info.arena, .uordblks = (unsigned)info.uordblks,
+        .fordblks = (unsigned)info.fordblks, .keepcost = (unsigned)info.keepcost,
+    };
+}
+
+#endif
+
 static void
 look_at_malloc(Holes *holes, size_t *used)
 {
-#if __GLIBC_PREREQ(2, 33)
-    struct mallinfo2 info = mallinfo2();
-#else
-    struct mallinfo info = mallinfo();
-#endif
+    struct mallinfo2 info = look_up_totals();
     uintptr_t end = (uintptr_t)sbrk(0);
-    holes->top = end - (size_t)info.keepcost;
-    holes->start = end - (size_t)info.arena;
-    holes->budget = (size_t)info.fordblks + (1 << 20);
-    *used = (size_t)info.uordblks;
+    holes->top = end - info.keepcost;
+    holes->start = end - info.arena;
+    holes->budget = info.fordblks + (1 << 20);
+    *used = info.uordblks;
 }
 
 /* False if malloc() is somebody else's (jemalloc, a sanitizer), of which what
@@ -969,7 +1104,7 @@ static PyObject *
 heap_fill_holes(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     PyType_ClearCache();
-    size_t filled = uses_pymalloc() ? fill_holes_of_pymalloc() : 0;
+    size_t filled = fill_holes_of_pymalloc();
     return PyLong_FromSize_t(filled + fill_holes_of_malloc());
 }
 

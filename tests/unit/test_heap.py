@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import platform
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -165,6 +166,42 @@ def test_new_objects_do_not_land_in_the_holes_of_shared_pages() -> None:
     gained, filled = in_child(job)
     assert filled >= 600_000
     assert gained <= 2 * 600  # KiB, for objects of 600 KiB together
+
+
+NO_MEMORY = """
+import resource
+from refork import heap
+
+def fill_without_memory():
+    kept, eaten = [[n] for n in range(100_000)], []
+    free = [bytes(600) for _ in range(60_000)]
+    del free
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as file:
+        in_use = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use, limits[1]))
+    try:
+        while True:
+            eaten.append([eaten])
+    except MemoryError:
+        pass
+    for _ in range(200):
+        eaten.pop()
+    heap._heap.fill_holes()
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert heap.seal().filled > 0
+
+fill_without_memory()
+"""
+
+
+@can_seal
+def test_holes_are_left_where_there_is_no_memory_for_a_new_pool() -> None:
+    """CPython's allocator passes on to malloc then, whose blocks have no pool to be looked at."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_MEMORY], env={**os.environ, "PYTHONPATH": SOURCES}, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @can_seal
@@ -368,6 +405,39 @@ def test_a_dropped_memoryview_unlocks_its_buffer() -> None:
         return len(data)
 
     assert in_child(job) == 8
+
+
+def is_open(path: Path) -> bool:
+    """Whether this process has a file open."""
+    return any(Path(f"/proc/self/fd/{fd}").resolve() == path for fd in os.listdir("/proc/self/fd"))
+
+
+@can_seal
+def test_an_sqlite_connection_that_is_closed_closes_its_database(tmp_path: Path) -> None:
+    """SQLite keeps the file open while one statement is left, so those stay mortal, and what a connection keeps."""
+    path = tmp_path / "shop.db"
+
+    class Subclass(sqlite3.Connection):
+        pass
+
+    def job() -> list[bool]:
+        connections = [sqlite3.connect(path, factory=kind) for kind in (sqlite3.Connection, Subclass)]
+        for number, connection in enumerate(connections):
+            connection.execute(f"create table t{number} (data blob)")
+            connection.execute(f"insert into t{number} values (zeroblob(9))")
+            connection.commit()
+        blob = connections[0].blobopen("t0", "data", 1)
+        opened = [is_open(path)]
+        for _ in range(2):
+            heap.seal()
+            for connection in connections:
+                connection.execute("select * from t0").fetchall()
+        del blob
+        for connection in connections:
+            connection.close()
+        return [*opened, is_open(path)]
+
+    assert in_child(job) == [True, False]
 
 
 @can_seal
