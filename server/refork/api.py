@@ -449,7 +449,7 @@ RequestId = Annotated[
     str,
     msgspec.Meta(
         max_length=LONGEST_REQUEST_ID,
-        pattern="^[A-Za-z0-9._:-]*$",
+        pattern=r"^[A-Za-z0-9._:-]*$(?!\n)",  # Python's $ stands before a line break at the end, too
         description="Chosen by who asks: the same command with the same id again is carried out once.",
     ),
 ]

@@ -70,19 +70,28 @@ def _known_only(identify: Identify, *, log: Log) -> Guard:
     lines = Lines()
 
     async def guard(request: Request) -> None:
-        if request.header("origin") is not None:
-            # Behind any forwarded port, a browser would carry somebody else's command.
-            raise api.Refusal("requests from web pages (with an Origin header) are not taken", status=403)
         try:
+            _refuse_web_pages(request)
             request.who = await identify(request)
         except api.Refusal as refusal:
             if lines.allow(asyncio.get_running_loop().time()):
-                line = "command=%s address=%s answer=%d reason=%s more=%d"
+                line = "command=%s %s answer=%d reason=%s more=%d"
                 reason = json.dumps(refusal.reason)
-                log.warning(line, request.name, request.address, refusal.status, reason, lines.take_missed())
+                log.warning(line, request.name, await _whence(request), refusal.status, reason, lines.take_missed())
             raise
 
     return guard
+
+
+def _refuse_web_pages(request: Request) -> None:
+    """Behind any forwarded port, a browser would carry somebody else's command."""
+    if request.header("origin") is not None:
+        raise api.Refusal("requests from web pages (with an Origin header) are not taken", status=403)
+
+
+async def _whence(request: Request) -> str:
+    """Name the other end of a connection, whoever it may be: that is known before anything is proved."""
+    return f"address={request.address}" if request.address else await identify_by_kernel(request)
 
 
 class _Commands:

@@ -145,6 +145,8 @@ def test_a_refusal_is_a_sentence_and_409(server: Running) -> None:
         ("refork", b'{"slot": 1e400}', 422, "$.slot"),
         ("refork", b'{"slto": 1}', 422, "unknown field `slto`"),
         ("refork", '{"\u0000\\n\u202eanswer=202": 1}'.encode(), 400, ""),
+        ("refork", b'{"request_id": "a b"}', 422, "$.request_id"),
+        ("refork", b'{"request_id": "a\\n"}', 422, "$.request_id"),
         ("rebase", b'{"slot": 1}', 422, "unknown field"),
         ("workers", b"{}", 422, "missing required field `count`"),
         ("workers", b'{"count": 0}', 422, ">= 1"),
@@ -189,6 +191,8 @@ def test_what_comes_from_a_web_page_is_refused(server: Running) -> None:
     for method, path in (("POST", "/v1/refork"), ("GET", "/v1/status"), ("GET", "/nowhere")):
         status, answer, _ = ask(server.control, method, path, headers={"Origin": "null"})
         assert (status, "Origin" in answer["error"]) == (403, True)
+    line = f"WARNING steered command=refork uid={os.geteuid()} pid={os.getpid()} answer=403 reason="
+    assert line in server.log_text()
 
 
 @pytest.mark.parametrize("chunked", [False, True])
