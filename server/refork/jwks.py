@@ -148,17 +148,19 @@ def parse(content: bytes) -> dict[str, jwt.PyJWK]:
 
     try:
         found = msgspec.json.decode(content, type=_Keys).keys[:MOST_KEYS]
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise KeysError(f"it is no key set: {error}") from error
     keys = {}
     for one in found:
-        kid = one.get("kid")
+        kid, kind, algorithm = one.get("kid"), one.get("kty"), one.get("alg", "")
+        if not (isinstance(kid, str) and isinstance(kind, str) and isinstance(algorithm, str)):
+            continue
         # A symmetric key in a published set would be no secret: only public keys count.
-        if not isinstance(kid, str) or one.get("kty") not in {"RSA", "EC"} or one.get("use", "sig") != "sig":
+        if kind not in {"RSA", "EC"} or one.get("use", "sig") != "sig":
             continue
         try:
             key = jwt.PyJWK(one)
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, NotImplementedError):  # the latter for the algorithm "none"
             continue
         if key.key_type == "EC" or key.key.key_size >= SMALLEST_RSA_KEY:
             keys[kid] = key

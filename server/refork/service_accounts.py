@@ -72,7 +72,7 @@ class ServiceAccounts:
             raise Refusal("the token is too long", status=401)
         try:
             header = jwt.get_unverified_header(token)
-        except (jwt.PyJWTError, ValueError):
+        except (jwt.PyJWTError, ValueError, RecursionError):
             raise Refusal("this is no token of a service account", status=401) from None
         kid = header.get("kid")
         if not isinstance(kid, str):

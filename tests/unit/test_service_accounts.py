@@ -301,6 +301,10 @@ def test_keys_that_must_not_verify_are_left_out() -> None:
         good | {"kid": "confused", "alg": "HS256"},
         good | {"kid": 7},
         {"kty": "RSA", "kid": "empty"},
+        good | {"kid": "none", "alg": "none"},
+        good | {"kid": "algorithms", "alg": ["RS256"]},
+        good | {"kid": "kinds", "kty": ["RSA"]},
+        good | {"kid": "number", "n": 7},
         json.loads(published(small=SMALL_KEY))["keys"][0],
     ]
     assert set(jwks.parse(json.dumps({"keys": [*bad, good]}).encode())) == {"one"}
