@@ -38,6 +38,7 @@ SECONDS_BETWEEN_SCREENS = 1.0
 SHORTEST_INTERVAL = 0.1
 
 PAGES_TO_READ = 40_000
+MOST_PAGES_TO_READ = 1_000_000
 SECONDS_TO_LOOK = 2.0
 
 _REMOTE = (
@@ -191,8 +192,8 @@ def _follow(client: Client, operation: str, *, seconds: float) -> int:
         if rollout.outcome is not None:
             return _conclude(rollout)
         if time.monotonic() >= deadline:
-            sentence = f"{operation} is still {rollout.phase} after {seconds:g} s and goes on; see: reforkctl status"
-            return _complain(sentence, code=REFUSED)
+            still = f"{rollout.kind} {operation} is still in its step {rollout.phase} after {seconds:g} s"
+            return _complain(f"{still}, and goes on; see: reforkctl status", code=REFUSED)
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
@@ -322,7 +323,7 @@ def _add_estimate(commands: argparse._SubParsersAction[Parser]) -> None:
     estimate.add_argument("--pid", type=pid, required=True, metavar="N", help="of the server's master process")
     estimate.add_argument("--json", action="store_true", help="print the estimate as JSON")
     estimate.add_argument(
-        "--pages", type=pid, default=PAGES_TO_READ, metavar="N",
+        "--pages", type=_pages, default=PAGES_TO_READ, metavar="N",
         help="read so many pages at most (default: %(default)d)",
     )  # fmt: skip
     estimate.add_argument(
@@ -343,6 +344,10 @@ def _slot(text: str) -> int:
 
 def _count(text: str) -> int:
     return number(text, least=1, most=api.MOST_WORKERS)
+
+
+def _pages(text: str) -> int:
+    return number(text, least=1, most=MOST_PAGES_TO_READ)
 
 
 if __name__ == "__main__":

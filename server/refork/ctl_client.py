@@ -193,11 +193,21 @@ class Client:
             return answer.body
         try:
             reason = msgspec.json.decode(answer.body, type=api.Refused).error
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             reason = f"the server answered {answer.status}"
         if answer.status >= http.client.INTERNAL_SERVER_ERROR:
             raise UnreachableError(f"{self.address}: {reason}")
-        raise RefusedError(reason)
+        raise RefusedError(reason + self._advice(method, answer.status))
+
+    def _advice(self, method: str, status: int) -> str:
+        """Tell what to do about a refusal that is about the address, not about the command; empty if it is not."""
+        if not isinstance(self.address, Remote):
+            return ""
+        if status == http.client.UNAUTHORIZED and not self.address.token_file:
+            return "; name the file that holds it with --token-file"
+        if status == http.client.NOT_FOUND and method == "POST":
+            return f"; commands are taken where --control-tcp is, not at a metrics bind: {self.address}"
+        return ""
 
     def _exchange(self, method: str, path: str, *, body: bytes) -> _Answer:
         connection, headers = self._prepare()
@@ -212,6 +222,8 @@ class Client:
         except ssl.SSLCertVerificationError as error:
             hint = "name its authority with --ca"
             raise UnreachableError(f"{self.address} is not to be trusted: {error.verify_message}; {hint}") from error
+        except ssl.SSLError as error:
+            raise UnreachableError(f"{self.address}: {ctl_remote.about_tls(error)}") from error
         except socket.gaierror as error:
             raise UnreachableError(f"{self.address} has no address: {error.strerror}") from error
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -227,6 +239,6 @@ class Client:
     def _understand[Answer](self, answer: bytes, *, shape: type[Answer]) -> Answer:
         try:
             return msgspec.json.decode(answer, type=shape)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             sentence = f"{self.address} gave an answer of another version of refork, or is no refork: {error}"
             raise UnreachableError(sentence) from error

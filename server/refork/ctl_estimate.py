@@ -57,15 +57,14 @@ def _table(found: Estimate) -> Table:
 
 def lines(found: Estimate) -> Iterator[str]:
     """Make the lines under the table: what is used, what is equal, what could be won, and what that rests on."""
-    count = len(found.workers)
-    workers = f"{count} workers" if count != 1 else "1 worker"
+    workers = _counted(len(found.workers), "worker")
     everybody = f"{len(found.processes)} processes"
     yield f"used now:    {size(found.used)} by {everybody} (PSS; the sum of RSS is {size(found.rss)})"
     yield f"private:     {size(found.private)} in {workers}; the largest has {size(found.largest)} of it"
     if found.duplicate is not None:
         yield (
             f"duplicate:   {_share(found.duplicate)} of that need not exist: another worker has the same "
-            f"({found.samples:,} pages compared)"
+            f"({_counted(found.samples, 'page')} compared)"
         )
     if found.changing is not None:
         yield f"changing:    {_share(found.changing)} of it changed within {found.seconds:g} s"
@@ -80,6 +79,10 @@ def lines(found: Estimate) -> Iterator[str]:
     yield ""
     for note in (*found.notes, "this is what there is now: look while the server does its usual work, not before"):
         yield f"note: {note}"
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}" if number == 1 else f"{number:,} {thing}s"
 
 
 def _share(share: Share) -> str:

@@ -60,6 +60,7 @@ def parse_url(text: str, *, token_file: str = "", ca: str = "", cert: str = "", 
     if (
         url.scheme not in {"http", "https"}
         or not url.hostname
+        or port == 0
         or url.path not in {"", "/"}
         or url.query
         or url.fragment
@@ -108,6 +109,12 @@ def headers(remote: Remote) -> dict[str, str]:
     if not lines:
         raise AddressError(f"--token-file {remote.token_file}: there is no token in it")
     return {"Authorization": f"Bearer {lines[0]}"}
+
+
+def about_tls(error: ssl.SSLError) -> str:
+    """Say why there was no TLS connection, and what to do if that can be told."""
+    advice = "; if the server speaks none, write http://" if error.reason == "WRONG_VERSION_NUMBER" else ""
+    return f"no TLS connection: {_words(error)}{advice}"
 
 
 def _no_password() -> str:

@@ -644,7 +644,7 @@ def test_reforkctl_reaches_a_server_by_its_url(pki: Pki) -> None:
     assert ctl("status", *shown, REFORK_CONTROL=url).returncode == 0
     for words, code, says in (
         ((), 3, "is not to be trusted"),
-        (("--ca", str(pki.ca)), 1, "a token is needed"),
+        (("--ca", str(pki.ca)), 1, "a token is needed: Authorization: Bearer TOKEN; name the file that holds it with"),
         ((*shown, "--socket", "unix:@x"), 2, "name two servers"),
         (("--ca", str(pki.ca), "--token-file", "/nowhere"), 2, "--token-file /nowhere: No such file"),
         (("--ca", tokens), 2, "cannot be used"),
@@ -671,12 +671,26 @@ def test_reforkctl_shows_a_certificate(pki: Pki) -> None:
     assert server.stop() == 0
 
 
+def test_reforkctl_says_what_is_wrong_about_a_door(server: Running, tmp_path: Path) -> None:
+    """TLS where there is none, and a door that takes no commands."""
+    tokens = str(write_tokens(tmp_path / "tokens", CURRENT))
+    encrypted = ctl("status", "--url", f"https://{server.tcp}")
+    assert (encrypted.returncode, encrypted.stderr.count("\n")) == (3, 1)
+    assert "no TLS connection: WRONG_VERSION_NUMBER; if the server speaks none, write http://" in encrypted.stderr
+    bound = launch(tmp_path / "log", "--metrics", LOOPBACK)
+    command = ctl("refork", "--url", f"http://{bound.metrics}", "--token-file", tokens)
+    assert bound.stop() == 0
+    assert (command.returncode, command.stderr.count("\n")) == (1, 1)
+    assert "commands are taken where --control-tcp is, not at a metrics bind" in command.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (("--url", "ftp://x"), "no URL of a server"),
         (("--url", "https://"), "no URL of a server"),
         (("--url", "https://x:y"), "no URL"),
+        (("--url", "https://x:0"), "no URL"),
         (("--url", "https://x/v1"), "no URL of a server"),
         (("--url", "https://token@x"), "must not hold a secret"),
         (("--url", "http://x", "--ca", "/x"), "certificates need TLS"),

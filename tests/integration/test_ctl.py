@@ -178,7 +178,7 @@ def test_a_rollout_that_takes_too_long_is_left_to_itself(server: Running) -> Non
     hanging = ("refork", "--slot", str(SLOT_THAT_HANGS), "--wait", "--timeout", "0.1")
     result = run(*hanging, "--socket", server.control)
     assert result.returncode == 1
-    assert "is still surge after 0.1 s and goes on" in result.stderr
+    assert re.match(r"reforkctl: refork \S+ is still in its step surge after 0.1 s, and goes on", result.stderr)
 
 
 def test_a_refusal_is_exit_code_1_and_its_sentence(server: Running) -> None:
@@ -327,6 +327,8 @@ def test_somebody_else_is_refused(server: Running, tmp_path: Path) -> None:
         b"HTTP/1.1 204 No Content\r\n\r\n",
         b"HTTP/1.1 999 \x1b[31m\r\nContent-Length: 0\r\n\r\n",
         b'HTTP/1.1 409 no\r\nContent-Length: 22\r\n\r\n{"error": "\\u001b[2J"}',
+        pytest.param(b'HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{"new":' + b"[" * 50_000, id="deep status"),
+        pytest.param(b'HTTP/1.1 409 no\r\nConnection: close\r\n\r\n{"new":' + b"[" * 50_000, id="deep refusal"),
     ],
 )
 def test_whoever_answers_like_no_server_gets_no_traceback(answer: bytes, tmp_path: Path) -> None:

@@ -232,10 +232,20 @@ def test_workers_that_were_started_one_by_one_are_told_from_forks() -> None:
     assert any("started one by one" in note for note in found["notes"])
 
 
-@pytest.mark.parametrize("wrong", [("--pid", "0"), ("--pid", "x"), (), ("--pid", "1", "--pages", "0")])
-def test_nonsense_is_wrong_usage(wrong: tuple[str, ...]) -> None:
-    """Before anything is looked at."""
-    assert run("estimate", *wrong).returncode == 2
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (("--pid", "0"), "argument --pid: not a number from 1 to 4194304: '0'"),
+        (("--pid", "x"), "argument --pid: not a number from 1 to 4194304: 'x'"),
+        ((), "the following arguments are required: --pid"),
+        (("--pid", "1", "--pages", "0"), "argument --pages: not a number from 1 to 1000000: '0'"),
+        (("--pid", "1", "--seconds", "-1"), "argument --seconds: not a duration in seconds: '-1'"),
+    ],
+)
+def test_nonsense_is_wrong_usage(wrong: tuple[str, ...], told: str) -> None:
+    """Before anything is looked at; the sentence says what would do."""
+    result = run("estimate", *wrong)
+    assert (result.returncode, result.stderr) == (2, f"reforkctl: {told} (try: reforkctl --help)\n")
 
 
 CACHE = """

@@ -44,6 +44,13 @@ def test_what_is_equal_in_all_workers_is_held_once() -> None:
     assert found.at_most.won >= found.at_least.won
 
 
+def test_one_page_is_one_page() -> None:
+    """Numbers and words agree."""
+    told = "\n".join(lines(estimate(tree(100 * MIB, 100 * MIB), samples(equal=1, number=1), sampled=200 * MIB)))
+    assert "(1 page compared)" in told
+    assert "in 2 workers" in told
+
+
 def test_what_differs_is_won_only_if_the_workers_do_the_same_work() -> None:
     """Nothing equal: nothing is sure, all but one worker's memory is possible."""
     found = estimate(tree(*[100 * MIB] * WORKERS), samples(equal=0), sampled=400 * MIB)
