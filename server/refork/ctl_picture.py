@@ -37,8 +37,10 @@ _STEPS = {
     ),
     api.RolloutKind.REBASE: (api.Phase.LOADING, api.Phase.CANARY, api.Phase.ROLLING, api.Phase.RETIRING),
 }
+_BAR = "PRIVATE, SHARED"
 _NARROWEST_BAR = 10
 _SECONDS_OF_RATE = 10.0
+_SECONDS_OF_A_MESSAGE = 5.0
 _HELP = "r refork   s sort   q quit"
 
 
@@ -76,9 +78,17 @@ class View:
     lost: str = ""
     status: api.Status | None = None
     seen: list[tuple[float, int]] = field(default_factory=list)
+    told: float = 0.0
+
+    def tell(self, message: str) -> None:
+        """Show a message for some seconds, by the server's clock: what was true then is not true for ever."""
+        self.message = message
+        self.told = 0.0 if self.status is None else self.status.age
 
     def take(self, status: api.Status) -> None:
         """Show this from now on."""
+        if not self.told <= status.age <= self.told + _SECONDS_OF_A_MESSAGE:
+            self.message = ""
         total = sum(slot.requests for slot in status.served)
         if self.seen and (total < self.seen[-1][1] or status.age < self.seen[-1][0]):
             self.seen.clear()  # it has started anew
@@ -104,7 +114,7 @@ def picture(view: View, screen: Screen) -> RenderableType:
         _steps(status),
         Text(""),
     ]
-    below: list[RenderableType] = [Text(""), _footer(view)] if screen.height else []
+    below: list[RenderableType] = [_news(view), _footer(view)] if screen.height else []
     # Every one of these is one line high. In a low window they make room for the table: a header and two rows of it.
     above = above[: max(1, screen.height - len(below) - 3)] if screen.height else above
     room = max(1, screen.height - len(above) - len(below) - 1) if screen.height else None
@@ -183,7 +193,7 @@ def _table(status: api.Status, screen: Screen, *, sort: Sort, rows: int | None) 
         table.add_column(column.name, justify=column.justify, no_wrap=True, min_width=column.width)
     width = screen.width - sum(column.width + 1 for column in shown)
     if width >= _NARROWEST_BAR:
-        table.add_column("PRIVATE, SHARED", no_wrap=True)
+        table.add_column(_BAR if width >= len(_BAR) else "", no_wrap=True)
     lines = list(_lines(status, sort=sort))
     most = max((line.memory.rss for line in lines if line.memory is not None), default=0)
     fitting = lines if rows is None or len(lines) <= rows else lines[: rows - 1]
@@ -274,10 +284,14 @@ def _bar(parts: tuple[tuple[int, str, str], ...], *, whole: int, width: int) -> 
     return text
 
 
+def _news(view: View) -> Text:
+    """Say what has just happened; an empty line when nothing has."""
+    if view.lost:
+        return _line(f"{view.lost}; trying again", style="bold red")
+    return _line(view.message, style="bold")
+
+
 def _footer(view: View) -> Text:
     if view.asking:
         return _line("refork now? [y/n] ", style="bold reverse")
-    if view.lost:
-        return _line(f"{view.lost}; trying again   q quit", style="bold red")
-    footer = _line(f"{_HELP}   sorted by {view.sort}", style="dim")
-    return Text.assemble((f"{plain(view.message)}   ", "bold"), footer) if view.message else footer
+    return _line(f"{_HELP}   sorted by {view.sort}", style="dim")

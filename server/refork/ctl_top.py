@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import sys
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
 
 OK = 0
 _WIDTH_WITHOUT_TERMINAL = 120
+_MOST_KEYS = 64
+
+_ESCAPE = "\x1b"
+_SEQUENCE = re.compile(rf"{_ESCAPE}(?:\[[0-?]*[ -/]*[@-~]?|O.?|.)?", re.DOTALL)
+"""What arrows and function keys send (ECMA-48, 5.4), and Alt with a key: its letters are not what somebody pressed."""
 
 
 def watch(client: Client, *, seconds: float) -> int:
@@ -91,45 +97,47 @@ class _Watch:
     def _until_signal(self, live: Live) -> None:
         due = time.monotonic() + self._seconds
         while not self._signal:
-            key = self._key(within=max(0.0, due - time.monotonic()))
+            keys = self._keys(within=max(0.0, due - time.monotonic()))
             try:
-                if key:
+                for key in keys:
                     self._obey(key)
-                elif time.monotonic() >= due:
-                    self._look()
-                    due = time.monotonic() + self._seconds
             except _Quit:
                 return
+            if time.monotonic() >= due:
+                self._look()
+                due = time.monotonic() + self._seconds
             self._draw(live)
 
-    def _key(self, *, within: float) -> str:
-        """Wait for a key; empty when none came in time. The end of the input is the end of the session."""
+    def _keys(self, *, within: float) -> str:
+        """Wait for keys; empty when none came in time. The end of the input is the end of the session."""
         ready, _, _ = select.select([sys.stdin, self._alarm], [], [], within)
         if self._alarm in ready:
             os.read(self._alarm, 64)
         if sys.stdin not in ready:
             return ""
-        return os.read(sys.stdin.fileno(), 1).decode(errors="replace") or "q"
+        read = os.read(sys.stdin.fileno(), _MOST_KEYS).decode(errors="replace")
+        return _SEQUENCE.sub(_ESCAPE, read) or "q"
 
     def _obey(self, key: str) -> None:
         view = self._view
         if view.asking:
             view.asking = False
-            view.message = "no refork"
             if key in "yY":
                 self._refork()
+            else:
+                view.tell("no refork")
         elif key in "qQ\x03\x04":
             raise _Quit
         elif key in "rR":
-            view.asking, view.message = True, ""
+            view.asking = True
         elif key in "sS":
             view.sort = view.sort.next()
 
     def _refork(self) -> None:
         try:
-            self._view.message = self._client.command("refork", api.ReforkCommand()).message
+            self._view.tell(self._client.command("refork", api.ReforkCommand()).message)
         except (RefusedError, UnreachableError) as error:
-            self._view.message = f"refused: {error}"
+            self._view.tell(f"refused: {error}")
         self._look()
 
     def _look(self) -> None:

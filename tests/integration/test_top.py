@@ -172,6 +172,22 @@ def test_r_asks_before_it_reforks(terminal: Terminal, server: Running) -> None:
     assert terminal.end() == 0
 
 
+def test_keys_that_send_several_letters_are_no_letters(terminal: Terminal, server: Running) -> None:
+    """F2 does not quit, F3 then Alt-y does not refork: they are keys without a meaning, and so no answer but no."""
+    terminal.wait_for("sorted by slot")
+    terminal.press("\x1bOQ")
+    terminal.press("\x1b[1;2Q")
+    terminal.press("\x1bOR")
+    terminal.press("\x1by")
+    terminal.press("r")
+    terminal.wait_for("refork now? [y/n]")
+    terminal.press("\x1by")
+    terminal.wait_for("no refork")
+    assert "command=refork" not in server.log_text()
+    terminal.press("q")
+    assert terminal.end() == 0
+
+
 def test_s_goes_through_what_to_sort_by(terminal: Terminal) -> None:
     """And comes back to the slots."""
     for order in (*Sort, Sort.SLOT):
@@ -228,6 +244,11 @@ def draw(status: api.Status | None, *, width: int = 120, height: int = 40, **cho
     view = View(**choices)
     if status is not None:
         view.take(status)
+    return paint(view, width=width, height=height)
+
+
+def paint(view: View, *, width: int, height: int) -> list[str]:
+    """Draw what there is to see."""
     console = Console(width=width, height=height, highlight=False)
     with console.capture() as capture:
         console.print(picture(view, Screen(width, height, letters=ASCII)))
@@ -277,6 +298,35 @@ def test_no_line_is_wider_than_the_screen(height: int) -> None:
     assert "\x1b[2J" not in "".join(lines)
     assert any(line.startswith("+") and line.endswith("more") for line in map(str.strip, lines))
     assert len(lines) <= max(height, 7)
+
+
+@pytest.mark.parametrize("width", [30, 60, 110])
+def test_no_message_takes_the_place_of_the_keys(width: int) -> None:
+    """It has a line of its own, above them; so has the server that does not answer."""
+    view = View()
+    view.take(make_status())
+    view.tell("refused: " + "x" * 200)
+    told, keys = paint(view, width=width, height=14)[-2:]
+    assert told.startswith("refused: xxx")
+    assert keys.startswith("r refork   s sort   q quit")
+    view.lost = "unix:@refork/1 did not answer"
+    told, keys = paint(view, width=width, height=14)[-2:]
+    assert told.startswith("unix:@refork/1 did not answer"[: width - 1])
+    assert keys.startswith("r refork   s sort   q quit")
+
+
+def test_a_message_does_not_stay_for_ever() -> None:
+    """A refork that has begun has ended some time: by then the line above says so."""
+    view = View()
+    view.take(make_status(age=100.0))
+    view.tell("refork to generation 3 has begun")
+    view.take(make_status(age=104.0))
+    assert view.message == "refork to generation 3 has begun"
+    view.take(make_status(age=106.0))
+    assert not view.message
+    view.tell("refused: no")
+    view.take(make_status(age=1.0))  # it has started anew
+    assert not view.message
 
 
 def test_a_server_that_has_measured_nothing_is_drawn_too() -> None:
