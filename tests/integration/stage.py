@@ -22,12 +22,17 @@ PATIENCE = 20.0
 
 
 class Stage:
-    """One address at which a status is told; ``prefix`` is the path that a proxy would have put before it."""
+    """One address at which a status is told.
 
-    def __init__(self, status: api.Status, *, prefix: str = "", events: bool = True) -> None:
+    ``prefix`` is the path that a proxy would have put before it; ``buffered``, what a proxy does that passes a stream
+    on when it has ended.
+    """
+
+    def __init__(self, status: api.Status, *, prefix: str = "", events: bool = True, buffered: bool = False) -> None:
         self.status = status
         self.prefix = prefix
         self.events = events
+        self.buffered = buffered
         self.asked: queue.Queue[str] = queue.Queue()
         self._port = 0
         self._listeners: list[queue.Queue[bytes | None]] = []
@@ -126,8 +131,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.stage.asked.put("/v1/events")
         try:
             while (chunk := listener.get()) is not None:
-                self.wfile.write(chunk)
-                self.wfile.flush()
+                if not self.stage.buffered:
+                    self.wfile.write(chunk)
+                    self.wfile.flush()
         except OSError:
             return
 

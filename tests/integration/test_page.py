@@ -247,9 +247,10 @@ def test_it_survives_a_restart_of_the_server(stage: Stage, page: Page) -> None:
     assert "17.0 MiB saved by sharing" in page.text("#announcement")
 
 
-def test_without_events_it_asks_for_the_status(page: Page) -> None:
-    """Behind a proxy that passes no streams, or in front of an older server."""
-    with Stage(status(saved=340), events=False) as stage:
+@pytest.mark.parametrize("how", [{"events": False}, {"buffered": True}], ids=str)
+def test_without_events_it_asks_for_the_status(page: Page, how: dict[str, bool]) -> None:
+    """Behind a proxy that passes no streams, or keeps them until they end, or in front of an older server."""
+    with Stage(status(saved=340), **how) as stage:
         page.open(stage.url)
         page.wait_for("#saved", "340")
         page.wait_for("#connection", "live, asking")

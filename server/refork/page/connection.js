@@ -5,6 +5,7 @@ const SOONEST = 500;
 const LATEST = 15_000;
 const POLL = 2_000;
 const SILENCE = 20_000; // after so long without a word, look whether anybody is there
+const FIRST_WORD = 3_000; // a stream begins with the status: if that does not come, something in between keeps it
 const PATIENCE = 8_000;
 const POLLS_BEFORE_EVENTS = 10;
 
@@ -30,7 +31,7 @@ class Connection {
       source.addEventListener(kind, (event) => this.hear(event, (part) => this.onPart(kind, part)));
     }
     source.onerror = () => this.lost(source);
-    this.after(SILENCE, () => this.look());
+    this.after(FIRST_WORD, () => this.look());
   }
 
   close() {
@@ -61,9 +62,8 @@ class Connection {
 
   // Is anybody there? Then show what it says, and go on asking; the events are tried again now and then.
   async look() {
-    const silent = this.source !== null;
     const status = await this.ask();
-    if (silent && status) {
+    if (status && this.source && this.heard) {
       this.onStatus(status);
       this.after(SILENCE, () => this.look());
       return;
