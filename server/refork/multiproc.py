@@ -82,10 +82,10 @@ class Directory:
         self._kept: deque[str] = deque()
 
     def bury(self, pids: Collection[int], *, now: float) -> None:
-        """Take in what processes have left that have ended."""
+        """Take in what processes have left that have ended; a pid that is in use again names somebody else's files."""
         left: dict[str, list[str]] = {}
         for kind, pid, name in self._files():
-            if pid in pids:
+            if pid in pids and not _is_in_use(pid):
                 left.setdefault(kind, []).append(name)
         for kind, names in sorted(left.items()):
             if kind in _MERGE:
@@ -196,8 +196,12 @@ class Directory:
 
     def _remove_of_dead(self, name: str) -> None:
         found = _FILE.fullmatch(name)
-        if found is not None and not os.path.exists(f"/proc/{found[2]}"):
+        if found is not None and not _is_in_use(int(found[2])):
             self._remove([name])
+
+
+def _is_in_use(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
 
 
 def directory_of(cfg: Any) -> str | None:

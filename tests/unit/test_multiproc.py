@@ -150,6 +150,15 @@ def test_a_number_that_was_given_again_keeps_its_new_file(tmp_path: Path, buried
     assert exported(tmp_path)["jobs_total", ("queue", "a")] == 14
 
 
+def test_a_number_that_is_in_use_again_is_left_to_its_new_owner(tmp_path: Path, buried: Directory) -> None:
+    """Who is alive has its file mapped, and would go on writing to what was emptied under it."""
+    (tmp_path / f"counter_{count(tmp_path, 4)}.db").rename(tmp_path / f"counter_{os.getpid()}.db")
+    before = names(tmp_path)
+    buried.bury([os.getpid()], now=0.0)
+    assert names(tmp_path) == before
+    assert exported(tmp_path)["jobs_total", ("queue", "a")] == 4
+
+
 def test_a_damaged_file_is_left_where_it_is(tmp_path: Path, buried: Directory) -> None:
     """It may be looked into; the others are taken in."""
     pid, other = count(tmp_path, 4), 5_000_000
