@@ -20,7 +20,7 @@ from refork.settings import parse_amount
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from refork.population import Rollout
+    from refork.rollout import Rollout
     from refork.sampler import Sampler
 
 WORTH = 0.5

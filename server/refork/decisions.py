@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from refork.population import Rollout
+    from refork.rollout import Rollout
 
 
 @dataclass(frozen=True, slots=True)

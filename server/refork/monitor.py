@@ -33,7 +33,8 @@ from refork.listeners import Listeners
 from refork.metrics import MetricsServer, metrics_of
 from refork.nursery import Nursery
 from refork.operations import Operations
-from refork.population import Policy, Stage
+from refork.policy import Policy
+from refork.population import Stage
 from refork.process import become_subreaper, give_memory_back, keep_one_arena, set_title
 from refork.sampler import Sampler
 from refork.scoreboard import ROWS
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from refork.control_tcp import ControlTcpServer
     from refork.decisions import Decision
     from refork.facts import Fact
-    from refork.population import Rollout
+    from refork.rollout import Rollout
 
 IDLE_TICK = 1.0
 BUSY_TICK = 0.02
@@ -286,8 +287,8 @@ class Monitor:
         if now.phase is not self._announced:
             self._announced = now.phase
             self.events.publish(api.PhaseEvent(now.phase, now.current))
-        slots = {worker.slot for worker in now.workers.values()}
-        arrived = now.ready() == len(slots) == now.wanted
+        slots = {worker.slot for worker in now.population.workers.values()}
+        arrived = now.population.ready() == len(slots) == now.wanted
         self.operations.resized(now.wanted, arrived=arrived, now=time.monotonic())
 
     def _finished(self, rollout: Rollout) -> None:
@@ -397,7 +398,7 @@ class Monitor:
         self.log.reopen_files()
         self.hook_view.app, self.hook_view.cfg, self.hook_view.LISTENERS = app, self.cfg, self.listeners.open
         hooks.run(self.hook_view, "on_reload")
-        self.generations.policy = policy_of(self.cfg)
+        self.generations.configure(policy_of(self.cfg))
         self.automatic.configure(Wish.of(self.cfg))
         self.generations.barred = ""
         if self.cfg.workers != self.generations.wanted:
@@ -489,7 +490,7 @@ class Monitor:
 
     def _serving(self) -> dict[int, int]:
         """Name the workers that are ready, with their pids."""
-        known = self.generations.workers
+        known = self.generations.population.workers
         workers = self.children.workers.values()
         return {w.id: w.pid for w in workers if w.id in known and known[w.id].stage is Stage.READY}
 
@@ -515,4 +516,4 @@ class Monitor:
             give_memory_back()
             self.sampler.need_all()
             systemd.sd_notify("READY=1\nSTATUS=serving", self.log)
-            self.log.info("serving: workers=%s gen=%s", self.generations.ready(), self.generations.current)
+            self.log.info("serving: workers=%s gen=%s", self.generations.population.ready(), self.generations.current)

@@ -261,7 +261,7 @@ class Nursery:
 
     def _worker_born(self, worker: WorkerProcess, pid: int) -> None:
         worker.pid = pid
-        if worker.doomed or worker.id not in self._machine.workers:
+        if worker.doomed or worker.id not in self._machine.population.workers:
             self._kill(pid, signal.SIGKILL)
         else:
             self._tell(facts.WorkerBorn(worker.id))
@@ -340,7 +340,7 @@ class Nursery:
     def _mold_gone(self, mold: MoldProcess, status: int) -> None:
         self._hear_mold(mold)
         reason = mold.failure or _how(mold, status)
-        retired = self._machine.molds.get(mold.generation)
+        retired = self._machine.population.molds.get(mold.generation)
         expected = retired is None or retired.state is api.MoldState.RETIRING
         (self._log.info if expected else self._log.error)("%s ended: %s", mold, reason)
         self._hang_up(mold.channel)
@@ -372,7 +372,7 @@ class Nursery:
             return
         now = time.monotonic_ns()
         for worker in self.children.workers.values():
-            known = self._machine.workers.get(worker.id)
+            known = self._machine.population.workers.get(worker.id)
             if known is None or known.stage is not Stage.READY:
                 continue
             silent = (now - worker.cells[Cell.HEARTBEAT]) / 1e9

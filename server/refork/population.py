@@ -1,37 +1,19 @@
-"""Who there is, as the state machine knows them: workers in their slots, molds, and the rollout between two of them.
+"""Who there is, as the state machine knows them: workers in their slots, and the molds they are forked from.
 
-And what it goes by: the policy. All of it is data; what follows from it is the business of ``refork.generations``.
+All of it is data and questions to it; what follows from the answers is the business of ``refork.generations``.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from refork.api import MoldState, RolloutKind
+from refork.api import MoldState
 
 if TYPE_CHECKING:
-    from refork.api import Outcome, Phase, Trigger
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """The settings that the machine decides by; durations in seconds."""
-
-    surge: int = 1
-    max_unavailable: int = 0
-    spawn_timeout: float = 60.0
-    promote_timeout: float = 60.0
-    graceful_timeout: float = 30.0
-    canary_seconds: float = 2.0
-    max_generations: int = 0
-    max_growth: float = math.inf
-    schedule: tuple[int, ...] = ()
-    backoff: float = 0.5
-    max_backoff: float = 30.0
-    cooldown: float = 60.0
+    from collections.abc import Iterator
 
 
 class Stage(StrEnum):
@@ -82,51 +64,86 @@ class Mold:
     size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What somebody has answered so far, and how much of it was an error."""
+@dataclass(slots=True)
+class Population:
+    """All workers by their number, and all molds by their generation."""
 
-    requests: int
-    errors: int
+    workers: dict[int, Worker] = field(default_factory=dict)
+    molds: dict[int, Mold] = field(default_factory=dict)
 
-    @property
-    def share(self) -> float:
-        """The share of errors, 0 to 1."""
-        return self.errors / self.requests if self.requests else 0.0
+    # --- workers ------------------------------------------------------------------------------------------------------
 
-    def clearly_worse_than(self, other: Answers) -> bool:
-        """Whether this is beyond what chance makes of the other's share of errors.
+    def worker(self, number: int | None) -> Worker | None:
+        """The worker of this number, if there is one."""
+        return None if number is None else self.workers.get(number)
 
-        At least 3 errors, and so many more than expected that chance brings it about once in a thousand times: three
-        standard deviations of a binomial distribution, with a floor for a history without errors.
-        """
-        expected = self.requests * max(other.share, 0.01)
-        return self.errors >= max(3.0, expected + 3 * math.sqrt(expected))
+    def of(self, generation: int) -> list[Worker]:
+        """The workers of a generation."""
+        return [worker for worker in self.workers.values() if worker.generation == generation]
 
+    def ready(self) -> int:
+        """How many slots have a worker that serves."""
+        return len({worker.slot for worker in self._serving()})
 
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """A refork or rebase on its way from one generation to the next; or a trial, which stays in its generation."""
+    def is_ready(self, number: int | None) -> bool:
+        """Whether this worker serves."""
+        worker = self.worker(number)
+        return worker is not None and worker.stage is Stage.READY
 
-    id: int
-    kind: RolloutKind
-    trigger: Trigger
-    generation: int
-    slot: int
-    phase: Phase
-    started: float
-    since: float
-    deadline: float
-    loaded: int = 0
-    promoted: int | None = None
-    spare: int | None = None
-    canary: int | None = None
-    canary_until: float = math.inf
-    steps: tuple[tuple[Phase, float], ...] = ()
-    outcome: Outcome | None = None
-    reason: str = ""
-    findings: tuple[str, ...] = ()
+    def anybody_ready(self) -> bool:
+        """Whether anybody serves at all."""
+        return any(True for _ in self._serving())
 
-    def __str__(self) -> str:
-        preposition = "in" if self.kind is RolloutKind.TRIAL else "to"
-        return f"{self.kind} {preposition} gen={self.generation}"
+    def promotable(self, slot: int | None = None) -> list[Worker]:
+        """The workers, in this slot or in any, that could become the mold of all."""
+        return [worker for worker in self._serving() if slot in (None, worker.slot) and not worker.leaking]
+
+    def leaking(self, slot: int | None = None) -> bool:
+        """Whether a worker, in this slot or in any, leaks memory."""
+        return any(worker.leaking and slot in (None, worker.slot) for worker in self.workers.values())
+
+    def empty(self, wanted: int) -> list[int]:
+        """The slots that nobody is in, or about to be."""
+        taken = {worker.slot for worker in self.workers.values() if worker.occupies}
+        return [slot for slot in range(wanted) if slot not in taken]
+
+    def beyond(self, wanted: int) -> list[Worker]:
+        """The workers in slots that there are not to be any more."""
+        return [worker for worker in self.workers.values() if worker.occupies and worker.slot >= wanted]
+
+    def rolled(self, generation: int, wanted: int) -> bool:
+        """Whether every slot is served by this generation, and none by another."""
+        slots = {worker.slot for worker in self._serving() if worker.generation == generation}
+        return slots.issuperset(range(wanted)) and not any(
+            worker.occupies and worker.generation != generation for worker in self.workers.values()
+        )
+
+    def _serving(self) -> Iterator[Worker]:
+        return (worker for worker in self.workers.values() if worker.stage is Stage.READY)
+
+    # --- molds --------------------------------------------------------------------------------------------------------
+
+    def ready_mold(self, generation: int) -> Mold | None:
+        """The mold of a generation, if it can fork."""
+        mold = self.molds.get(generation)
+        return mold if mold is not None and mold.state is MoldState.READY else None
+
+    def loading(self) -> bool:
+        """Whether a mold is being loaded."""
+        return any(mold.state is MoldState.LOADING for mold in self.molds.values())
+
+    def moldless(self) -> bool:
+        """Whether there is no mold but those that are on their way out."""
+        return all(mold.state is MoldState.RETIRING for mold in self.molds.values())
+
+    def depth(self, generation: int) -> int:
+        """How many times the heap of a generation was sealed since its application was loaded, less one."""
+        mold = self.molds.get(generation)
+        return 0 if mold is None else mold.generation - mold.loaded
+
+    # --- both ---------------------------------------------------------------------------------------------------------
+
+    def remnants(self, generation: int) -> bool:
+        """Whether anything of the generations before this one is still there."""
+        generations = {mold.generation for mold in self.molds.values()} | {w.generation for w in self.workers.values()}
+        return any(each < generation for each in generations)

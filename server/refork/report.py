@@ -20,7 +20,7 @@ from refork.scoreboard import Cell
 if TYPE_CHECKING:
     from refork.children import MoldProcess, WorkerProcess
     from refork.monitor import Monitor
-    from refork.population import Rollout
+    from refork.rollout import Rollout
 
 PYTHON = ".".join(map(str, sys.version_info[:3]))
 
@@ -59,7 +59,7 @@ def status(monitor: Monitor) -> api.Status:
         phase=machine.phase,
         generation=machine.current,
         wanted=machine.wanted,
-        ready=machine.ready(),
+        ready=machine.population.ready(),
         sealing=_sealing(monitor),
         refusal=machine.refusal(),
         monitor_memory=monitor_memory,
@@ -124,7 +124,7 @@ def _served(monitor: Monitor) -> tuple[api.SlotCount, ...]:
 
 
 def _mold(monitor: Monitor, mold: MoldProcess, *, now: float) -> api.MoldStatus:
-    known = monitor.generations.molds.get(mold.generation)
+    known = monitor.generations.population.molds.get(mold.generation)
     return api.MoldStatus(
         generation=mold.generation,
         pid=mold.pid,
@@ -137,7 +137,7 @@ def _mold(monitor: Monitor, mold: MoldProcess, *, now: float) -> api.MoldStatus:
 
 
 def _worker(monitor: Monitor, worker: WorkerProcess, *, now: float) -> api.WorkerStatus:
-    known = monitor.generations.workers.get(worker.id)
+    known = monitor.generations.population.workers.get(worker.id)
     track = monitor.sampler.track(worker.pid)
     return api.WorkerStatus(
         slot=worker.slot,

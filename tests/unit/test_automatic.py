@@ -12,7 +12,7 @@ from refork import api
 from refork.api import Outcome, Phase, RolloutKind, Trigger
 from refork.automatic import Automatic, Wish
 from refork.decide import Metric, Threshold
-from refork.population import Rollout
+from refork.rollout import Rollout
 from refork.sampler import Look, Track
 
 MIB = 1024 * 1024

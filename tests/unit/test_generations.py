@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from refork import decisions, facts
 from refork.api import Outcome, Phase, Refusal, RolloutKind, Trigger
-from refork.generations import BREATH, LONGEST_OUTAGE
-from refork.population import Policy, Stage
+from refork.convergence import BREATH
+from refork.generations import LONGEST_OUTAGE
+from refork.policy import Policy
+from refork.population import Stage
 from refork.workers import WORKER_BOOT_ERROR
 from tests.unit.world import Behaviour, World, obey
 
@@ -71,8 +73,8 @@ def test_a_refork_goes_through_its_phases_in_order() -> None:
         Phase.ROLLING,
         Phase.RETIRING,
     ]
-    assert {worker.generation for worker in world.machine.workers.values()} == {1}
-    assert set(world.machine.molds) == {1}
+    assert {worker.generation for worker in world.machine.population.workers.values()} == {1}
+    assert set(world.machine.population.molds) == {1}
 
 
 def test_the_worker_with_the_most_requests_is_promoted() -> None:
@@ -152,7 +154,7 @@ def test_a_refork_that_fails_leaves_the_old_generation_serving(kind: type, behav
     assert rollout.outcome is Outcome.FAILED
     assert rollout.reason
     assert world.lowest_ready == 4
-    assert {worker.generation for worker in world.machine.workers.values()} == {0}
+    assert {worker.generation for worker in world.machine.population.workers.values()} == {0}
 
 
 def test_a_new_generation_whose_first_worker_cannot_boot_is_dropped() -> None:
@@ -163,7 +165,7 @@ def test_a_new_generation_whose_first_worker_cannot_boot_is_dropped() -> None:
     world.refork()
     world.settle()
     assert world.outcomes[0].outcome is Outcome.FAILED
-    assert set(world.machine.molds) == {0}
+    assert set(world.machine.population.molds) == {0}
     assert world.lowest_ready == 4
 
 
@@ -177,7 +179,7 @@ def test_a_canary_that_ends_badly_while_it_is_watched_brings_the_old_generation_
     world.tell(facts.WorkerGone(world.machine.rollout.canary or 0, "killed by SIGSEGV"))
     world.settle()
     assert world.outcomes[0].outcome is Outcome.FAILED
-    assert {worker.generation for worker in world.machine.workers.values()} == {0}
+    assert {worker.generation for worker in world.machine.population.workers.values()} == {0}
 
 
 def test_a_mold_that_dies_while_rolling_brings_the_old_generation_back() -> None:
@@ -188,17 +190,17 @@ def test_a_mold_that_dies_while_rolling_brings_the_old_generation_back() -> None
     world.tell(facts.MoldGone(1, "killed by SIGKILL"))
     world.settle()
     assert world.outcomes[0].outcome is Outcome.FAILED
-    assert {worker.generation for worker in world.machine.workers.values()} == {0}
+    assert {worker.generation for worker in world.machine.population.workers.values()} == {0}
 
 
 def test_a_lost_mold_is_replaced_by_a_cold_one_and_serving_workers_are_left_alone() -> None:
     """A mold's death costs no worker."""
     world = booted()
-    before = set(world.machine.workers)
+    before = set(world.machine.population.workers)
     world.tell(facts.MoldGone(0, "killed by SIGKILL"))
     world.settle()
-    assert set(world.machine.molds) == {1}
-    assert set(world.machine.workers) == before
+    assert set(world.machine.population.molds) == {1}
+    assert set(world.machine.population.workers) == before
 
 
 def test_a_mold_that_does_not_answer_is_killed_and_replaced() -> None:
@@ -207,12 +209,12 @@ def test_a_mold_that_does_not_answer_is_killed_and_replaced() -> None:
     silent = only(decisions.ForkWorker, Behaviour.HANG)
     world.tell(facts.WorkerGone(0, "killed by SIGKILL"))
     del silent
-    forked = max(world.machine.workers)
-    world.machine.workers[forked].stage = Stage.FORKING
+    forked = max(world.machine.population.workers)
+    world.machine.population.workers[forked].stage = Stage.FORKING
     world._coming.clear()
     world.settle()
     assert decisions.KillMold(0) in world.decided
-    assert set(world.machine.molds) == {1}
+    assert set(world.machine.population.molds) == {1}
 
 
 def test_a_crashed_worker_is_forked_anew_from_the_warm_mold() -> None:
@@ -227,7 +229,7 @@ def test_the_schedule_of_request_counts_has_one_entry_a_generation() -> None:
     """The first entry counts for the generation that was loaded, the next for the one after, and then no more."""
     world = booted(policy=Policy(canary_seconds=0, schedule=(10, 50)))
     for served, expected in ((9, 0), (10, 1), (49, 1), (50, 2), (10_000, 2)):
-        world.tell(facts.RequestsCounted(dict.fromkeys(world.machine.workers, served)))
+        world.tell(facts.RequestsCounted(dict.fromkeys(world.machine.population.workers, served)))
         world.settle()
         assert world.machine.current == expected
 
@@ -237,7 +239,7 @@ def test_an_automatic_refork_that_failed_is_not_tried_again_at_once() -> None:
     world = booted(policy=Policy(canary_seconds=0, schedule=(10,), cooldown=60))
     world.behave = always(decisions.PromoteWorker, Behaviour.REFUSE)
     for _ in range(20):
-        world.tell(facts.RequestsCounted(dict.fromkeys(world.machine.workers, 10)))
+        world.tell(facts.RequestsCounted(dict.fromkeys(world.machine.population.workers, 10)))
         world.run(1)
     assert len(world.outcomes) == 1
     world.refork()
@@ -277,7 +279,7 @@ def test_a_rebase_whose_application_does_not_load_keeps_the_old_one_serving() ->
     world.settle()
     assert world.outcomes[0].outcome is Outcome.FAILED
     assert world.lowest_ready == 4
-    assert set(world.machine.molds) == {0}
+    assert set(world.machine.population.molds) == {0}
 
 
 def test_a_second_refork_is_refused_while_one_is_under_way() -> None:
@@ -330,14 +332,14 @@ def test_more_and_fewer_workers() -> None:
     world.refork(slot=5)
     world.tell(facts.Resized(2))
     world.settle()
-    assert {worker.slot for worker in world.machine.workers.values()} == {0, 1}
+    assert {worker.slot for worker in world.machine.population.workers.values()} == {0, 1}
 
 
 def counted(world: World, *, canary: tuple[int, int], others: tuple[int, int]) -> facts.RequestsCounted:
     """What the workers have answered: (requests, errors) of the canary, and of each other worker."""
     rollout = world.machine.rollout
     assert rollout is not None
-    answers = {worker: canary if worker == rollout.canary else others for worker in world.machine.workers}
+    answers = {worker: canary if worker == rollout.canary else others for worker in world.machine.population.workers}
     return facts.RequestsCounted(
         {worker: requests for worker, (requests, _) in answers.items()},
         {worker: errors for worker, (_, errors) in answers.items()},
@@ -383,10 +385,10 @@ def test_overdue_workers_are_replaced_a_few_at_a_time() -> None:
     world = booted(policy=Policy(surge=1))
     for worker in range(4):
         world.tell(facts.WorkerOverdue(worker))
-        booting = [w for w in world.machine.workers.values() if w.booting]
+        booting = [w for w in world.machine.population.workers.values() if w.booting]
         assert len(booting) == 1
     world.settle()
-    assert set(world.machine.workers) == {4, 5, 6, 7}
+    assert set(world.machine.population.workers) == {4, 5, 6, 7}
 
 
 def test_a_leaking_worker_is_not_promoted() -> None:
@@ -418,7 +420,7 @@ def test_a_server_whose_workers_all_fail_in_a_row_ends_with_a_reason() -> None:
     world.behave = lambda decision: (
         Behaviour.CRASH if isinstance(decision, (decisions.ForkWorker, decisions.ExecMold)) else Behaviour.OBEY
     )
-    for worker in list(world.machine.workers):
+    for worker in list(world.machine.population.workers):
         world.tell(facts.WorkerGone(worker, "killed"))
     world.run(600)
     assert world.halted is not None
@@ -433,7 +435,7 @@ def test_however_often_molds_are_killed_a_killed_worker_is_replaced_soon() -> No
         world.run(1)
         world.tell(facts.MoldGone(world.machine.current, "killed"))
         world.run(2, until=world.settled)
-    for worker in list(world.machine.workers):
+    for worker in list(world.machine.population.workers):
         world.tell(facts.WorkerGone(worker, "killed"))
     world.run(1, until=world.settled)
     assert world.settled()
@@ -471,7 +473,7 @@ def test_while_nobody_serves_the_next_attempt_is_never_far() -> None:
         return Behaviour.OBEY
 
     world.behave = fail
-    for worker in list(world.machine.workers):
+    for worker in list(world.machine.population.workers):
         world.tell(facts.WorkerGone(worker, "killed"))
     world.run(600)
     assert world.halted is not None
@@ -482,7 +484,7 @@ def test_workers_that_fail_at_one_time_are_one_attempt() -> None:
     """A machine that is short of memory for a moment does not use up all attempts of many slots at once."""
     world = booted(wanted=30)
     world.behave = always(decisions.ForkWorker, Behaviour.REFUSE)
-    for worker in list(world.machine.workers):
+    for worker in list(world.machine.population.workers):
         world.tell(facts.WorkerGone(worker, "killed"))
     world.run(5)
     assert world.halted is None
@@ -510,19 +512,20 @@ ACTIONS = st.lists(
 
 def act(world: World, name: str, argument: object) -> None:
     """Do one thing to the world."""
-    live = world.machine
-    if name == "wait":
-        world.run(float(argument))  # type: ignore[arg-type]
-    elif name == "refork":
-        world.refork()
-    elif name == "rebase":
-        world.tell(facts.RebaseRequested(argument))  # type: ignore[arg-type]
-    elif name == "resize":
-        world.tell(facts.Resized(argument))  # type: ignore[arg-type]
-    elif name == "kill worker" and live.workers:
-        world.tell(facts.WorkerGone(sorted(live.workers)[int(argument) % len(live.workers)], "killed"))  # type: ignore[call-overload]
-    elif name == "kill mold" and live.molds:
-        world.tell(facts.MoldGone(sorted(live.molds)[int(argument) % len(live.molds)], "killed"))  # type: ignore[call-overload]
+    workers, molds = world.machine.population.workers, world.machine.population.molds
+    match name, argument:
+        case "wait", float(seconds):
+            world.run(seconds)
+        case "refork", _:
+            world.refork()
+        case "rebase", Trigger() as trigger:
+            world.tell(facts.RebaseRequested(trigger))
+        case "resize", int(wanted):
+            world.tell(facts.Resized(wanted))
+        case "kill worker", int(number) if workers:
+            world.tell(facts.WorkerGone(sorted(workers)[number % len(workers)], "killed"))
+        case "kill mold", int(number) if molds:
+            world.tell(facts.MoldGone(sorted(molds)[number % len(molds)], "killed"))
 
 
 @settings(max_examples=150, deadline=None)

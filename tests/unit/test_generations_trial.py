@@ -8,7 +8,8 @@ import pytest
 
 from refork import decisions, facts
 from refork.api import Outcome, Phase, Refusal, RolloutKind, Trigger
-from refork.population import Policy, Stage
+from refork.policy import Policy
+from refork.population import Stage
 from tests.unit.world import Behaviour, World
 
 if TYPE_CHECKING:
@@ -63,15 +64,15 @@ def misbehaving(kind: type, behaviour: Behaviour) -> object:
 def test_a_trial_tells_what_it_found_and_rolls_nothing() -> None:
     """Surge, drain, done: the same mold, the same generation, the other workers the same processes."""
     world = booted()
-    before = set(world.machine.workers)
+    before = set(world.machine.population.workers)
     world.trial()
     world.settle()
     (rollout,) = world.outcomes
     assert (rollout.kind, rollout.outcome, rollout.findings) == (RolloutKind.TRIAL, Outcome.SUCCEEDED, FINDINGS)
     assert [phase for phase, _ in rollout.steps] == [Phase.SURGE, Phase.DRAINING]
-    assert set(world.machine.molds) == {0}
+    assert set(world.machine.population.molds) == {0}
     assert world.machine.current == 0
-    assert len(before & set(world.machine.workers)) == 2
+    assert len(before & set(world.machine.population.workers)) == 2
     assert world.lowest_ready == 3
 
 
@@ -103,7 +104,7 @@ def test_a_trial_that_fails_costs_nothing_but_the_worker(kind: type, behaviour: 
     world.settle()
     (rollout,) = world.outcomes
     assert (rollout.kind, rollout.outcome) == (RolloutKind.TRIAL, Outcome.FAILED)
-    assert set(world.machine.molds) == {0}
+    assert set(world.machine.population.molds) == {0}
     assert world.lowest_ready == 3
 
 
@@ -112,7 +113,7 @@ def test_a_trial_that_fails_does_not_delay_the_next_refork() -> None:
     world = booted(misbehaving(decisions.PromoteWorker, Behaviour.CRASH))
     world.trial()
     world.settle()
-    worker = min(world.machine.workers)
+    worker = min(world.machine.population.workers)
     world.tell(facts.RequestsCounted({worker: 100}))
     assert world.machine.rollout is not None
     assert world.machine.rollout.kind is RolloutKind.REFORK
@@ -145,7 +146,7 @@ def test_the_mold_may_die_during_a_trial() -> None:
     world.tell(facts.MoldGone(0, "killed"))
     world.settle()
     assert world.outcomes[0].outcome is Outcome.FAILED
-    assert {w.stage for w in world.machine.workers.values()} == {Stage.READY}
+    assert {w.stage for w in world.machine.population.workers.values()} == {Stage.READY}
 
 
 def test_a_stop_ends_a_trial() -> None:

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 from refork import decisions, facts
 from refork.api import Phase, Trigger
 from refork.generations import Generations
-from refork.population import Policy, Rollout, Stage
+from refork.population import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refork.decisions import Decision
     from refork.facts import Fact
+    from refork.policy import Policy
+    from refork.rollout import Rollout
 
 
 class Behaviour(StrEnum):
@@ -64,11 +66,11 @@ class World:
         """Put a fact to the machine now."""
         self._carry_out(self.machine.handle(fact, self.now))
         if self.lowest_ready is not None:
-            self.lowest_ready = min(self.lowest_ready, self.machine.ready())
+            self.lowest_ready = min(self.lowest_ready, self.machine.population.ready())
 
     def watch_capacity(self) -> None:
         """Note from now on how few slots ever had a ready worker."""
-        self.lowest_ready = self.machine.ready()
+        self.lowest_ready = self.machine.population.ready()
 
     def run(self, seconds: float, *, until: Callable[[], bool] = lambda: False) -> None:
         """Let time pass, with a tick ten times a second."""
@@ -89,13 +91,13 @@ class World:
 
     def settled(self) -> bool:
         """Whether every slot has one ready worker, there is one mold, and no rollout."""
-        stages = [worker.stage for worker in self.machine.workers.values()]
+        stages = [worker.stage for worker in self.machine.population.workers.values()]
         return (
             self.machine.phase is Phase.STEADY
             and not self._coming
-            and len(self.machine.molds) == 1
+            and len(self.machine.population.molds) == 1
             and stages.count(Stage.READY) == len(stages) == self.machine.wanted
-            and self.machine.ready() == self.machine.wanted
+            and self.machine.population.ready() == self.machine.wanted
         )
 
     def refork(self, slot: int | None = None) -> None:
