@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from refork.generations import KILL_MARGIN
+from refork.orders import KILL_MARGIN
 from refork_operator.names import DEFAULT_PORT
 from tests.helm import harness
 from tests.helm.app_chart import (
