@@ -16,6 +16,8 @@ import aiohttp
 import msgspec
 from kubernetes.aio import client, config
 
+from refork_operator.quantity import parse_retry_after
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from types import SimpleNamespace
@@ -210,5 +212,4 @@ def _error(status: int, content: bytes, *, retry_after: str) -> ClusterError:
         message = str(msgspec.json.decode(content, type=dict).get("message", ""))
     except msgspec.MsgspecError:
         message = content[:200].decode(errors="replace")
-    seconds = float(retry_after) if retry_after.isdigit() else 0.0
-    return ClusterError(status, message, retry_after=seconds)
+    return ClusterError(status, message, retry_after=parse_retry_after(retry_after))

@@ -19,7 +19,8 @@ from refork_operator.quantity import show_bytes
 from refork_operator.reforks import Outcome, Reforks, Result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
+    from typing import Any
 
     from refork import decide
     from refork_operator.events import Events
@@ -80,7 +81,7 @@ class Conductor:
         cause, since = ("annotation", asked_since) if intent.request else ("sample", sampled_at)
         if since is not None:
             self._with.metrics.command_delay.labels(cause).observe(max(0.0, intent.at - since))
-        watched.work = self._with.tasks.spawn(self._refork(watched, verdict.message, before=before, history=history))
+        self._work(watched, self._refork(watched, verdict.message, before=before, history=history))
 
     def _intent(self, watched: Watched, found: ReforkPolicy | None) -> states.Intent:
         pod, seen = watched.pod, watched.observation
@@ -113,14 +114,26 @@ class Conductor:
     def resume(self, watched: Watched) -> None:
         """Take up a refork that was begun before us."""
         intent, seen = watched.state.intent, watched.observation
-        if intent is None or watched.work is not None or seen is None or self._with.dry_run:
+        if intent is None or watched.work is not None or seen is None or self._with.dry_run or not self._with.may_act():
             return
         if seen.server != intent.server:
             lost = Result(Outcome.LOST, "the server was restarted meanwhile")
-            watched.work = self._with.tasks.spawn(self._conclude(watched, intent, lost))
+            self._work(watched, self._conclude(watched, intent, lost))
             return
         self._with.log.info("refork resumed", pod=watched.pod.label, request_id=intent.id)
-        watched.work = self._with.tasks.spawn(self._refork(watched, "resumed", before=None, history=watched.history))
+        self._work(watched, self._refork(watched, "resumed", before=None, history=watched.history))
+
+    def _work(self, watched: Watched, work: Coroutine[Any, Any, None]) -> None:
+        watched.work = self._with.tasks.spawn(self._to_its_end(watched, work))
+
+    async def _to_its_end(self, watched: Watched, work: Coroutine[Any, Any, None]) -> None:
+        """See to it that the pod is free again, whatever happens: an intent that is left is taken up anew."""
+        try:
+            await work
+        finally:
+            watched.work = None
+        self._with.ended(watched.pod)
+        self._with.inbox.finish(watched.pod.workload)
 
     async def _refork(
         self, watched: Watched, reason: str, *, before: states.PodState | None, history: decide.History
@@ -136,7 +149,6 @@ class Conductor:
                 watched.take_back(
                     before, history, until=time.time() + _UNWRITTEN_SECONDS, why=f"not written down: {error}"
                 )
-                watched.work = None
                 return
         if not self._with.may_act():
             return
@@ -144,10 +156,9 @@ class Conductor:
         self._with.events.normal(about_pod(pod), "ReforkStarted", _timeless(reason))
         result = await self._with.reforks.carry_out(lambda: self._current(pod), intent, reason=reason[:_LONGEST_REASON])
         if result.outcome is Outcome.POSTPONED:
-            fallback = before if before is not None else states.PodState(outcome=watched.state.outcome)
+            fallback = before if before is not None else states.not_begun(watched.state)
             until = time.time() + result.retry_after
             watched.take_back(fallback, history, until=until, why=result.message)
-            watched.work = None
             self._with.log.info("refork postponed", pod=pod.label, reason=result.message)
             await self._with.writer.annotate(pod, {STATE: states.write(fallback)})
             return
@@ -166,9 +177,6 @@ class Conductor:
         watched.asked_since = None
         self._tell(pod, intent, result, text=text, unpaid=unpaid)
         await self._with.writer.annotate(pod, changes)
-        watched.work = None
-        self._with.ended(pod)
-        self._with.inbox.finish(pod.workload)
 
     def _tell(self, pod: Pod, intent: states.Intent, result: Result, *, text: str, unpaid: bool) -> None:
         """Log, count and announce how a refork ended."""

@@ -502,7 +502,7 @@ class Engine:
             ready=pod.ready,
             terminating=pod.terminating,
             paused=requests.paused(pod.annotations, owner.annotations if owner is not None else {}),
-            reforking=watched.reforking if watched is not None else False,
+            reforking=watched.engaged if watched is not None else False,
             decision=watched.decision if watched is not None else None,
             trouble=watched.troubled if watched is not None else "",
             busy=self._busy(watched, held=held) if watched is not None else "",

@@ -17,6 +17,7 @@ import msgspec
 from refork import api
 from refork_operator import samples
 from refork_operator.names import Trouble, sentence
+from refork_operator.quantity import parse_retry_after
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +26,7 @@ _HEADERS = {"User-Agent": "refork-operator", "Accept": "application/json"}
 _STATUS_PATH, _REFORK_PATH, _OPERATIONS_PATH = "/v1/status", "/v1/refork", "/v1/operations/"
 _CHUNK = 64 * 1024
 _FIRST_BYTES = 1000
+_UNAUTHORIZED = frozenset({401, 403})
 
 
 class PodError(Exception):
@@ -98,8 +100,10 @@ class PodClient:
                 raise PodError(Trouble.NONSENSE, _short(error)) from error
         if status >= 500:  # noqa: PLR2004 - the server's own trouble
             raise PodError(Trouble.HTTP_ERROR, f"{status}: {_sentence(answer)}")
-        after = headers.get("Retry-After", "")
-        raise RefusedError(status, _sentence(answer), retry_after=float(after) if after.isdigit() else 0.0)
+        if status in _UNAUTHORIZED:
+            raise PodError(Trouble.UNAUTHORIZED, f"{status}: {_sentence(answer)}")
+        after = parse_retry_after(headers.get("Retry-After", ""))
+        raise RefusedError(status, _sentence(answer), retry_after=after)
 
     async def operation(self, endpoint: Endpoint, operation: str) -> api.OperationStatus | None:
         """Ask how a refork goes; None when the server knows of none (it is another server). Raises PodError."""
@@ -171,7 +175,7 @@ def tls_context(authority: str = "") -> ssl.SSLContext:
 
 
 def _must_be_ok(status: int, body: bytes) -> None:
-    if status in (401, 403):
+    if status in _UNAUTHORIZED:
         raise PodError(Trouble.UNAUTHORIZED, f"{status}: {_sentence(body)}")
     if status != 200:  # noqa: PLR2004 - OK
         raise PodError(Trouble.HTTP_ERROR, f"{status}: {_sentence(body)}")

@@ -38,7 +38,7 @@ class Pod:
     Attributes:
         annotations: those of our group only.
         ports: container ports by name.
-        container: name of the container that has the control port, or of the first.
+        memory_request: of the container that has the control port, or of the first; so is ``memory_limit``.
     """
 
     namespace: str
@@ -54,7 +54,6 @@ class Pod:
     terminating: bool = False
     finished: bool = False
     ports: Mapping[str, int] = field(default_factory=dict)
-    container: str = ""
     memory_request: int | None = None
     memory_limit: int | None = None
 
@@ -72,7 +71,7 @@ class Pod:
         """Find the number of a port that is given by number or by name."""
         if isinstance(wanted, int):
             return wanted
-        return int(wanted) if wanted.isdigit() else self.ports.get(wanted)
+        return int(wanted) if wanted.isascii() and wanted.isdigit() else self.ports.get(wanted)
 
 
 def parse(raw: Mapping[str, Any], *, port: str | int = DEFAULT_PORT) -> Pod:
@@ -85,8 +84,7 @@ def parse(raw: Mapping[str, Any], *, port: str | int = DEFAULT_PORT) -> Pod:
         for item in container.get("ports") or ()
         if "name" in item
     }
-    container = _container(containers, port=port)
-    resources = container.get("resources") or {}
+    resources = _container(containers, port=port).get("resources") or {}
     return Pod(
         namespace=meta["namespace"],
         name=meta["name"],
@@ -101,7 +99,6 @@ def parse(raw: Mapping[str, Any], *, port: str | int = DEFAULT_PORT) -> Pod:
         terminating="deletionTimestamp" in meta,
         finished=status.get("phase") in ("Succeeded", "Failed"),
         ports=ports,
-        container=container.get("name", ""),
         memory_request=_size(resources, "requests"),
         memory_limit=_size(resources, "limits"),
     )

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _SCOPES = {"Pod": decide.Scope.SERVER, "Worker": decide.Scope.WORKER}
 _SHORTEST_INTERVAL = 0.05
 _GAP_IN_INTERVALS = 4
+_ROUNDING = 1e-9
+"""0.29 times 100 is 28.999999999999996."""
 
 
 class PolicyError(ValueError):
@@ -55,8 +57,8 @@ class Budget:
     share: float | None = None
 
     def places(self, matched: int) -> int:
-        """Tell how many places there are for this many pods."""
-        return max(1, self.number if self.share is None else int(self.share * matched))
+        """Tell how many places there are for this many pods; a part of a place is none."""
+        return max(1, self.number if self.share is None else int(self.share * matched + _ROUNDING))
 
 
 @dataclass(frozen=True, slots=True)

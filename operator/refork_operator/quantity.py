@@ -8,13 +8,15 @@ from decimal import Decimal
 
 _SUFFIXES: dict[str, int | Decimal] = {
     "": 1,
+    "n": Decimal(1) / 10**9,
+    "u": Decimal(1) / 10**6,
+    "m": Decimal(1) / 10**3,
     "k": 10**3,
     "M": 10**6,
     "G": 10**9,
     "T": 10**12,
     "P": 10**15,
     "E": 10**18,
-    "m": Decimal(1) / 1000,
     "Ki": 1 << 10,
     "Mi": 1 << 20,
     "Gi": 1 << 30,
@@ -22,11 +24,12 @@ _SUFFIXES: dict[str, int | Decimal] = {
     "Pi": 1 << 50,
     "Ei": 1 << 60,
 }
-_QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)([KMGTPE]i|[kMGTPEm])?")
+_QUANTITY = re.compile(r"\+?([0-9]{1,18}\.?[0-9]{0,9}|\.[0-9]{1,9})(?:([KMGTPE]i|[kMGTPEmun])|[eE]([+-]?[0-9]{1,2}))?")
 _PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%")
 _SPAN = re.compile(r"(?:[0-9]{1,9}[hms])+")
 _SPAN_PART = re.compile(r"([0-9]+)([hms])")
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0}
+_RETRY_AFTER = re.compile(r"[0-9]{1,4}")
 _MEBI = 1 << 20
 
 
@@ -35,7 +38,7 @@ class QuantityError(ValueError):
 
 
 def parse_bytes(text: str | int) -> int:
-    """Read a number of bytes: ``1073741824``, ``1Gi`` or ``1.5G``; a fraction of a byte is rounded up."""
+    """Read a number of bytes: ``1073741824``, ``1Gi``, ``1.5G`` or ``1e9``; a fraction of a byte is rounded up."""
     if isinstance(text, int) and not isinstance(text, bool):
         if text < 0:
             raise QuantityError(f"less than nothing: {text}")
@@ -43,7 +46,7 @@ def parse_bytes(text: str | int) -> int:
     found = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
     if found is None:
         raise QuantityError(f"no quantity: {text!r}; write for example 512Mi")
-    exact = Decimal(found[1]) * Decimal(_SUFFIXES[found[2] or ""])
+    exact = Decimal(found[1]) * (Decimal(10) ** int(found[3]) if found[3] else _SUFFIXES[found[2] or ""])
     return int(exact.to_integral_value(rounding="ROUND_CEILING"))
 
 
@@ -81,6 +84,11 @@ def parse_instant(text: object) -> float | None:
     except ValueError:
         return None
     return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp()
+
+
+def parse_retry_after(text: str) -> float:
+    """Read the header of an answer that says when to ask again, in seconds; 0 when it says nothing to be believed."""
+    return float(text) if _RETRY_AFTER.fullmatch(text) else 0.0
 
 
 def show_instant(at: float) -> str:

@@ -81,7 +81,7 @@ class Reforks:
             return rollout
         if rollout.outcome is not api.Outcome.SUCCEEDED:
             return Result(Outcome.FAILED, sentence(rollout.reason) or "the server gave no reason", realised=0)
-        realised = await self._measure(pod, intent, since=time.time())
+        realised = await self._measure(pod, intent)
         return Result(Outcome.SUCCEEDED, f"generation {rollout.generation}", realised=realised)
 
     async def _command(self, pod: Callable[[], Pod | None], intent: Intent, *, reason: str) -> str | Result:
@@ -124,18 +124,21 @@ class Reforks:
             if heard > deadline:
                 return Result(Outcome.TIMED_OUT, f"still {rollout.phase} after {self._patience:.0f} s")
 
-    async def _measure(self, pod: Callable[[], Pod | None], intent: Intent, *, since: float) -> int | None:
+    async def _measure(self, pod: Callable[[], Pod | None], intent: Intent) -> int | None:
         """Compare memory before with memory after, as soon as the server has looked at it again."""
         if not intent.pss:
             return None
+        since = time.monotonic()
         for _ in range(max(1, int(_FRESH_SECONDS / self._settle))):
             await asyncio.sleep(self._settle)
+            asked = time.monotonic()
             try:
-                now = time.time()
-                seen = await self._client.status(await self._endpoint(_present(pod)), at=now, limit=None)
+                seen = await self._client.status(await self._endpoint(_present(pod)), at=time.time(), limit=None)
             except PodError:
                 continue
-            if seen.sampled_age < now - since:
+            if seen.server != intent.server:
+                return None
+            if seen.sampled_age < asked - since:
                 return intent.pss - seen.sample.pss
         return None
 

@@ -34,7 +34,6 @@ class Observation:
     Attributes:
         server: when the server was started: it names the server within its pod.
         last: the id of the last rollout that ended; empty if none has.
-        last_outcome: how it ended, likewise.
         saved: sum of RSS less sum of PSS.
         busy: why a refork would be refused now; empty if it would not.
     """
@@ -43,12 +42,9 @@ class Observation:
     server: float
     generation: int
     last: str
-    last_outcome: str
     saved: int
     busy: str
-    realised: int | None
     sampled_age: float
-    oom_kills: int
 
 
 def read(body: bytes, *, at: float, limit: int | None) -> Observation:
@@ -68,9 +64,12 @@ def read(body: bytes, *, at: float, limit: int | None) -> Observation:
 def read_operation(body: bytes) -> api.OperationStatus:
     """Read an answer to ``GET /v1/operations/ID``. Raises NonsenseError."""
     try:
-        return _OPERATION.decode(body)
+        operation = _OPERATION.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise NonsenseError(str(error)) from error
+    if not 0 <= operation.generation < _MOST_GENERATIONS:
+        raise NonsenseError("the server claims a generation that no server has")
+    return operation
 
 
 def _observation(status: api.Status, *, at: float, limit: int | None) -> Observation:
@@ -92,23 +91,20 @@ def _observation(status: api.Status, *, at: float, limit: int | None) -> Observa
         server=status.started_at,
         generation=status.generation,
         last=last.id if last is not None else "",
-        last_outcome=str(last.outcome or "") if last is not None else "",
         saved=totals.saved,
         busy=sentence(status.refusal),
-        realised=status.gain.realised,
         sampled_age=status.sampling.age,
-        oom_kills=cgroup.oom_kills if cgroup is not None else 0,
     )
 
 
 def _believe(status: api.Status) -> None:
     """Refuse figures that no server can have: they would end up in sums, and in the status of a policy."""
-    sizes = [abs(status.gain.predicted), abs(status.gain.realised or 0)]
+    sizes = [abs(status.gain.predicted), *(abs(worker.gained or 0) for worker in status.workers)]
     for part in (status.totals, *(worker.memory for worker in status.workers)):
         sizes += [part.rss, part.pss, part.uss] if part is not None else []
     sizes += [abs(status.totals.saved)] if status.totals is not None else []
     if (cgroup := status.cgroup) is not None:
-        sizes += [cgroup.working_set, min(cgroup.limit or 0, _LARGEST - 1), cgroup.oom_kills]
+        sizes += [cgroup.working_set, min(cgroup.limit or 0, _LARGEST - 1)]
     if not all(0 <= size < _LARGEST for size in sizes):
         raise NonsenseError("the server claims sizes that no server has")
     if not 0 <= status.generation < _MOST_GENERATIONS or not 0 <= status.started_at < _END_OF_TIME:

@@ -120,6 +120,11 @@ def begun(state: PodState, intent: Intent) -> PodState:
     )
 
 
+def not_begun(state: PodState) -> PodState:
+    """Remember that nothing came of an intent; what was learnt before it is kept."""
+    return msgspec.structs.replace(state, intent=None)
+
+
 def ended(state: PodState, history: History, *, outcome: str) -> PodState:
     """Remember how it ended and what was learnt."""
     intent = state.intent

@@ -70,6 +70,11 @@ class Watched:
         return self.state.intent is not None
 
     @property
+    def engaged(self) -> bool:
+        """Whether it must be left alone: a refork is under way, or how it ended is still being written down."""
+        return self.reforking or self.work is not None
+
+    @property
     def troubled(self) -> str:
         """What is wrong with its answers; empty while it may be an accident."""
         return self.trouble if self.failures >= FAILURES_UNTIL_TROUBLE else ""

@@ -16,6 +16,7 @@ from refork_operator import (
     lease,
     names,
     pods,
+    policy,
     quantity,
     recommend,
     requests,
@@ -41,10 +42,14 @@ def at(text: str) -> float:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("1024", 1024), (7, 7), ("1Ki", 1024), ("1.5Gi", 3 << 29), ("1k", 1000), ("2M", 2 * 10**6), ("1500m", 2)],
-)
+    [
+        ("1024", 1024), (7, 7), ("1Ki", 1024), ("1.5Gi", 3 << 29), ("1k", 1000), ("2M", 2 * 10**6), ("1500m", 2),
+        ("1e9", 10**9), ("1.5E3", 1500), ("12e-1", 2), ("1E", 10**18), ("1Ei", 1 << 60), ("+5", 5), (".5Ki", 512),
+        ("5.", 5), ("1500000u", 2), ("100n", 1),
+    ],
+)  # fmt: skip
 def test_quantities_are_read_as_kubernetes_reads_them(text: str | int, size: int) -> None:
-    """Binary and decimal suffixes, fractions rounded up."""
+    """Binary and decimal suffixes and exponents, fractions rounded up."""
     assert quantity.parse_bytes(text) == size
 
 
@@ -58,10 +63,22 @@ def test_what_is_no_quantity_is_an_error(text: Any) -> None:
 @given(st.text(max_size=12))
 def test_no_text_breaks_the_readers(text: str) -> None:
     """Each is read, or is a QuantityError."""
-    for read in (quantity.parse_bytes, quantity.parse_percent, quantity.parse_seconds):
+    for read in (quantity.parse_bytes, quantity.parse_percent, quantity.parse_seconds, quantity.parse_retry_after):
         with suppress(quantity.QuantityError):
             assert read(text) >= 0
     quantity.parse_instant(text)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("5", 5.0), ("", 0.0), ("²", 0.0), ("9" * 400, 0.0), ("soon", 0.0)])
+def test_only_a_sensible_time_to_wait_is_believed(text: str, seconds: float) -> None:
+    """It comes from strangers: one that is no number, or has no end, is none."""
+    assert quantity.parse_retry_after(text) == seconds
+
+
+@pytest.mark.parametrize("percent", range(1, 101))
+def test_a_share_of_a_hundred_pods_is_so_many(percent: int) -> None:
+    """0.29 times 100 is not 28."""
+    assert policy.Budget(share=quantity.parse_percent(f"{percent}%")).places(100) == percent
 
 
 def test_durations_and_instants_are_read() -> None:
@@ -279,9 +296,20 @@ def test_an_answer_is_read() -> None:
         {"generation": 1 << 70},
         {"started_at": 1e300},
         {"totals": {**raw["totals"], "saved": 1 << 90}},
+        {"workers": [{**raw["workers"][0], "gained": 10**400}]},
     ):
         with pytest.raises(samples.NonsenseError):
             samples.read(msgspec.json.encode({**raw, **lie}), at=5.0, limit=None)
+
+
+def test_an_operation_of_no_server_is_nonsense() -> None:
+    """Its generation goes into annotations and events."""
+    fake = FakePod("127.0.0.1")
+    fake.refork({"request_id": "a"})
+    (operation,) = fake.operations.values()
+    assert samples.read_operation(msgspec.json.encode(operation)) == operation
+    with pytest.raises(samples.NonsenseError):
+        samples.read_operation(msgspec.json.encode(msgspec.structs.replace(operation, generation=10**900)))
 
 
 def test_a_sentence_of_a_stranger_is_one_short_line() -> None:
@@ -314,7 +342,8 @@ def test_the_container_with_the_port_is_the_one_that_counts() -> None:
         },
     ]
     found = pods.parse({"metadata": {"namespace": "n", "name": "p", "uid": "u"}, "spec": {"containers": containers}})
-    assert (found.container, found.memory_limit, found.port("refork-control"), found.port(7)) == ("app", 2 << 30, 9, 7)
+    assert (found.memory_limit, found.port("refork-control"), found.port(7)) == (2 << 30, 9, 7)
+    assert (found.port("7"), found.port("none"), found.port("²")) == (7, None, None)
 
 
 @given(st.lists(st.tuples(st.integers(1, 1 << 34), st.integers(0, 1 << 34)), min_size=1, max_size=20), st.floats(0, 1))
