@@ -34,6 +34,7 @@ from gunicorn.errors import ConfigError
 from refork.bind import BindError
 from refork.configuration import ReforkConfig, validated
 from refork.errors import ConfigurationError, UsageError, describe
+from refork.prerequisites import verify
 from refork.refusals import check, settle
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class ReforkApplication(WSGIApplication):  # type: ignore[misc]
                 self.cfg.validate()
             settle(self.cfg)
             check(self.cfg)
+            verify(self.cfg)
         except ConfigurationError:
             raise
         except Exception as error:

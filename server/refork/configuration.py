@@ -97,7 +97,10 @@ class ReforkConfig(Config):  # type: ignore[misc]
         try:
             return logger_class(self)
         except Exception as error:
-            raise ConfigurationError(f"cannot open the logs: {describe(error)}; check the logging settings") from error
+            # What gunicorn finds by itself is a RuntimeError whose message says that it is an error.
+            said = str(error) if isinstance(error, RuntimeError) else describe(error)
+            reason = said.removeprefix("Error: ")
+            raise ConfigurationError(f"cannot open the logs: {reason}; check the logging settings") from error
 
     def _loaded(self, noun: str, name: str, load: Callable[[], Any]) -> Any:
         try:

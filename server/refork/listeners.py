@@ -74,10 +74,6 @@ def open_all(cfg: Any, log: Any) -> tuple[list[Any], bool]:
     Raises:
         ConfigurationError: an address cannot be bound; says which and what to do.
     """
-    for name in ("certfile", "keyfile"):
-        path = getattr(cfg, name)
-        if path and not os.path.exists(path):
-            raise ConfigurationError(f"{name} {path!r} does not exist: check --{name}")
     passed = systemd.listen_fds()
     inherited = [bind for bind in cfg.address if isinstance(bind, int)]
     inherited += range(systemd.SD_LISTEN_FDS_START, systemd.SD_LISTEN_FDS_START + passed)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gunicorn
 import pytest
+import trustme
 
 import refork
 
@@ -243,6 +244,36 @@ def test_a_wrong_value_in_the_file_is_told_with_its_setting(project: Project, li
     """With exit code 1: the command line was right."""
     project.write("conf.py", f"{line}\n")
     assert project.refused("-c", "conf.py", "app").startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("-b", "127.0.0.1:70000"), "--bind: 70000 is no port: write one from 1 to 65535, or 0 for any that is free"),
+        (("-b", "unix:"), "--bind: 'unix:' names no file: write unix:PATH"),
+        (("--certfile", "no.pem"), "certfile 'no.pem' does not exist: check --certfile"),
+        (("--log-config", "no.ini"), "logconfig 'no.ini' does not exist: check --log-config"),
+        (("--access-logfile", "no/a.log"), "accesslog 'no/a.log': the folder does not exist: create it, or choose"),
+        (("--certfile", "app.py"), "certfile 'app.py' cannot be used: "),
+        (("--keyfile", "app.py"), "--keyfile is of no use alone: set --certfile too"),
+    ],
+)
+def test_what_is_named_and_cannot_be_used_is_told(project: Project, words: tuple[str, ...], told: str) -> None:
+    """By `--check-config` too, before anything is deployed."""
+    assert project.refused("--check-config", *words, "app").startswith(told)
+
+
+def test_a_key_that_does_not_fit_its_certificate_is_told(project: Project) -> None:
+    """Every connection would fail otherwise, and the log would not say why."""
+    for name in ("one", "other"):
+        issued = trustme.CA().issue_cert("localhost")
+        project.write(f"{name}.key", issued.private_key_pem.bytes().decode())
+        project.write(f"{name}.pem", "".join(pem.bytes().decode() for pem in issued.cert_chain_pems))
+    pair = ("--certfile", "one.pem", "--keyfile", "one.key")
+    assert project.run("--check-config", *pair, "app").returncode == 0
+    said = project.refused("--check-config", "--certfile", "one.pem", "--keyfile", "other.key", "app")
+    assert said.startswith("certfile 'one.pem' and keyfile 'other.key' cannot be used: key values mismatch; check")
+    assert project.refused("--check-config", *pair, "--ciphers", "NONE-SUCH", "app").startswith("ciphers 'NONE-SUCH'")
 
 
 def test_everything_that_is_refused_is_told_at_once(project: Project) -> None:
