@@ -53,14 +53,12 @@ def collect(
     """Look at this process; ``own`` are refork's descriptors, ``patience`` is for threads."""
     threads, native = _settled_threads(patience)
     ours = {*own, *_of_log(log), *_of_resource_tracker()}
-    connections = _connections(ours)
-    if connections or threads or any(_databases(ours)):
+    if threads or _connections(ours) or any(_databases(ours)) or any(_kernel(ours)) or any(_pipes(ours)):
         gc.collect()
-        connections = _connections(ours)
     return Facts(
         threads=threads,
         native=native,
-        connections=connections,
+        connections=_connections(ours),
         databases=tuple(_databases(ours)),
         kernel=tuple(_kernel(ours)),
         pipes=tuple(_pipes(ours)),

@@ -86,6 +86,15 @@ def test_what_a_fork_would_lose_or_double_is_refused_in_a_sentence(serve: Serve,
     assert server.status().molds[0].generation == 0
 
 
+@pytest.mark.parametrize("opened", ["select.epoll()", "os.fdopen(os.dup(pipe[0]))"], ids=["epoll", "pipe"])
+def test_what_only_waits_for_the_garbage_collector_is_no_finding(serve: Serve, opened: str) -> None:
+    """Nobody can use it any more, and nobody can close it but the collector."""
+    server = serve(app=MEDDLE, workers=1)
+    do(server, f"import gc, select; gc.disable(); pipe = os.pipe(); ring = [{opened}]; ring.append(ring); del ring")
+    do(server, "os.close(pipe[0]); os.close(pipe[1])")
+    server.succeed(server.refork())
+
+
 def test_an_open_connection_is_named_by_its_peer(serve: Serve) -> None:
     """With what probably listens there, going by the port."""
     server = serve(app=MEDDLE, workers=1)

@@ -72,6 +72,35 @@ def use():
         server.close()
 
 
+def test_a_subscription_of_redis_is_hung_up_in_each_generation(serve: Serve) -> None:
+    """A forked pool knows nothing of the connection that a subscription goes on with."""
+    need("redis")
+    library = """
+import redis
+subscription = redis.Redis(port={port}, protocol=2).pubsub()
+def use():
+    subscription.subscribe("news")
+    return "used"
+"""
+    with peers.listening(peers.Redis) as peer:
+        reforked(serve, library.format(port=peer.port), quiesced="redis-py: disconnected 1 ", times=3)
+
+
+def test_connections_that_celery_sends_tasks_on_are_closed(serve: Serve) -> None:
+    """They come with epoll descriptors, and are held outside the pools of redis-py."""
+    need("celery", "redis")
+    library = """
+import celery
+tasks = celery.Celery(broker="redis://127.0.0.1:{port}/0", backend="redis://127.0.0.1:{port}/1")
+task = tasks.task(lambda: None, name="task")
+def use():
+    task.delay()
+    return "used"
+"""
+    with peers.listening(peers.Redis) as peer:
+        reforked(serve, library.format(port=peer.port), quiesced="kombu: closed ")
+
+
 def test_a_pool_of_psycopg_is_closed_in_the_mold_and_open_in_the_workers(serve: Serve) -> None:
     """A closed pool cannot be opened again by itself; this one is, with its threads."""
     need("psycopg", "psycopg_pool")

@@ -50,11 +50,15 @@ QUIESCERS = (
     Quiescer("Django", "django.db", "django"),
     Quiescer("SQLAlchemy", "sqlalchemy.engine", "sqlalchemy", ("sqlalchemy.engine.base:Engine",)),
     Quiescer("psycopg pool", "psycopg_pool", "psycopg_pool", ("psycopg_pool.pool:ConnectionPool",)),
+    Quiescer("kombu", "kombu.pools", "kombu"),  # Celery's: before redis-py, on whose connections it may be
     Quiescer(
         "redis-py",
         "redis",
         "redis",
-        ("redis.connection:ConnectionPool", "redis.asyncio.connection:ConnectionPool"),
+        (
+            *("redis.connection:ConnectionPool", "redis.asyncio.connection:ConnectionPool"),
+            "redis.connection:AbstractConnection",
+        ),
     ),
     Quiescer("urllib3", "urllib3", "urllib3", ("urllib3.connectionpool:HTTPConnectionPool",)),
     Quiescer(

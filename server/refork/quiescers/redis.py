@@ -1,4 +1,7 @@
-"""redis-py: hang up; a pool connects anew when it is next used."""
+"""redis-py: hang up; a pool connects anew when it is next used.
+
+A forked pool forgets the connections it had, but a subscription goes on with its own: those are looked for as well.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from refork.quiescers import Rest
 from refork.quiescers.threads import counted
 
 
-def quiesce(pools: list[Any]) -> Rest | None:
-    """Disconnect all pools."""
+def quiesce(found: list[Any]) -> Rest | None:
+    """Disconnect all pools, and what is connected outside of them."""
+    pools = [each for each in found if hasattr(each, "make_connection")]
     used = 0
     for pool in pools:
         used += bool(getattr(pool, "_available_connections", ()) or getattr(pool, "_in_use_connections", ()))
@@ -17,4 +21,8 @@ def quiesce(pools: list[Any]) -> Rest | None:
             pool.reset()  # their event loop has ended: they can only be let go
         else:
             pool.disconnect()
-    return Rest(f"disconnected {counted(used, 'pool')}") if used else None
+    others = [each for each in found if getattr(each, "_sock", None) is not None]
+    for connection in others:
+        connection.disconnect()
+    did = [counted(number, noun) for number, noun in ((used, "pool"), (len(others), "connection")) if number]
+    return Rest(f"disconnected {' and '.join(did)}") if did else None
