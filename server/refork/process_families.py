@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from refork import api
     from refork.exposition import Sample
 
+_DIGITS = 3
+"""Of seconds: the kernel counts in ticks of a hundredth, or on some machines of a thousandth."""
+
 _SIZES = {
     "rss": "Resident memory. A shared page counts in full for each process, so the sum is more than there is.",
     "pss": "Resident memory, each shared page divided by its users. The sum is what the server uses.",
@@ -62,7 +65,8 @@ def about_processes(
     fds = summed((at, process.fds) for at, process in known if process.fds is not None)
     yield Family("refork_open_fds", Kind.GAUGE, "Open file descriptors.", fds)
     used = "Processor time used, in user and kernel mode."
-    yield Family("refork_cpu_seconds", Kind.COUNTER, used, list(cpu))
+    # A sum of the same numbers in another order may be less by the last of its bits, and that is a reset to Prometheus.
+    yield Family("refork_cpu_seconds", Kind.COUNTER, used, [(at, round(seconds, _DIGITS)) for at, seconds in cpu])
     minor = "Page faults that read nothing from disk; the first write to a shared page is one."
     yield Family("refork_minor_faults", Kind.COUNTER, minor, list(faults))
     yield gauge("refork_start_time_seconds", "When the server started, as a Unix time.", started)

@@ -140,6 +140,18 @@ def test_no_series_is_named_by_pid() -> None:
     assert b"4000" not in body
 
 
+def test_a_counter_does_not_fall_by_the_order_of_a_sum() -> None:
+    """A slot's newest process may end before an older one: the same seconds are added up in another order then."""
+    one, other = 0.3 + 0.2 + 0.1, 0.1 + 0.2 + 0.3
+    assert one < other
+    told = [
+        value(msgspec.structs.replace(STATUS, served=(api.SlotCount(0, 1, 0, seconds),)), "refork_cpu_seconds_total",
+              role="worker", slot="0")
+        for seconds in (other, one)
+    ]  # fmt: skip
+    assert told == [0.6, 0.6]
+
+
 def test_memory_is_told_by_role_and_slot() -> None:
     """Each size has a name of its own, and each process a place."""
     assert value(STATUS, "refork_memory_rss_bytes", role="monitor", slot="") == 30 * MIB
