@@ -176,6 +176,10 @@ def test_the_tiles_tell_the_state_of_the_server(stage: Stage, page: Page) -> Non
     assert page.text("#rate-note") == "2,201 in all, 3 errors; up 1 h 1 min"
     stage.say(status(saved=340, gain=api.Gain(predicted=0, realised=5 * MIB, promised=6 * MIB)))
     page.wait_for("#gain-note", "the last one won 5.0 MiB of 6.0 MiB promised")
+    stage.say(
+        status(saved=340, automatic=api.Automatic("DoesNotPay", "3 reforks in a row did not pay", 3, stopped=True))
+    )
+    page.wait_for("#gain-note", "3 reforks in a row did not pay")
 
 
 def test_it_changes_as_events_come(stage: Stage, page: Page) -> None:
@@ -325,6 +329,20 @@ def test_reforks_are_marked_in_the_timeline(stage: Stage, page: Page) -> None:
     page.wait_for("#reading", "2 s ago: 297 MiB in use")
     timeline.send_keys(Keys.ESCAPE)
     page.wait_for("#reading", "Now:")
+
+
+def test_a_clock_that_is_put_right_makes_no_second_mark(stage: Stage, page: Page) -> None:
+    """The server tells when a refork began by the clock of now."""
+    page.open(stage.url)
+    page.wait_for("#connection", "live")
+    stage.wait_for("/v1/events")
+    ended = rollout(ended=True)
+    for step in range(1, 6):
+        moved = msgspec.structs.replace(ended, started_at=ended.started_at + 0.3 * step)
+        stage.say(status(saved=340 + step, age=3700.0 + step, last_rollout=moved))
+    page.wait_for("#saved", "345")
+    page.wait_for("#timeline .label", "gen 2")
+    assert page.run("return document.querySelectorAll('#timeline line.mark').length") == 1
 
 
 def test_the_timeline_outlives_a_reload(stage: Stage, page: Page) -> None:

@@ -76,7 +76,7 @@ function showTiles(next, time) {
   const predicted = orNull(next.gain?.predicted);
   const realised = orNull(next.gain?.realised);
   say($('gain'), size(predicted));
-  say($('gain-note'), next.refusal ? `not now: ${plain(next.refusal)}` : gainNote(predicted, realised, orNull(next.gain?.promised)));
+  say($('gain-note'), gainNote(next, predicted, realised, orNull(next.gain?.promised)));
 
   const short = isNumber(next.ready) && isNumber(next.wanted) && next.ready < next.wanted;
   say($('ready'), `${count(next.ready)} of ${count(next.wanted)}`);
@@ -95,7 +95,9 @@ function showTiles(next, time) {
   say($('all-requests'), count(total));
 }
 
-function gainNote(predicted, realised, promised) {
+function gainNote(next, predicted, realised, promised) {
+  if (next.refusal) return `not now: ${plain(next.refusal)}`;
+  if (next.automatic?.stopped) return plain(next.automatic.message);
   if (realised !== null) return `the last one won ${size(realised)}${promised === null ? '' : ` of ${size(promised)} promised`}`;
   return predicted === null ? 'not known yet' : 'of what workers gained since they were ready';
 }
@@ -128,7 +130,7 @@ function showRollout(next, time) {
   note.title = note.textContent;
   showSteps(rollout);
   if (rollout && isNumber(rollout.started_at) && isNumber(rollout.seconds)) {
-    const mark = { id: plain(rollout.id) + Math.round(rollout.started_at), kind: plain(rollout.kind), outcome: plain(rollout.outcome), open: !rollout.outcome };
+    const mark = { id: plain(rollout.id), kind: plain(rollout.kind), outcome: plain(rollout.outcome), open: !rollout.outcome };
     timeline.mark({ ...mark, generation: orNull(rollout.generation), since: rollout.started_at, time: rollout.started_at + rollout.seconds });
   }
 }

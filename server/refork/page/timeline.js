@@ -4,6 +4,7 @@
 const SVG = 'http://www.w3.org/2000/svg';
 const MOST_POINTS = 4000;
 const LONGEST = 3 * 3600;
+const SAME = 2; // seconds
 const TICKS = { 60: 10, 120: 30, 300: 60, 600: 120, 1800: 300, 3600: 600, 10800: 1800 }; // seconds between two labels
 const STORE = `refork timeline ${location.pathname}`;
 
@@ -40,8 +41,10 @@ class Timeline {
     this.schedule();
   }
 
+  // The server counts ids anew when it starts, and its clock may be put right a little while it runs.
   mark(mark) {
-    const known = this.marks.find((each) => each.id === mark.id);
+    const begun = (one) => one.since ?? one.time;
+    const known = this.marks.find((each) => each.id === mark.id && Math.abs(begun(each) - begun(mark)) < SAME);
     if (known) Object.assign(known, mark);
     else this.marks.push(mark);
     this.marks = this.marks.slice(-200);
