@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from refork.address import AddressError, TcpAddress, UnixAddress, own_address, parse
 from refork.bind import BindError, listen
-from refork.endpoint import Endpoint, Log, Peer
+from refork.endpoint import Endpoint, Lines
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
 
     from refork import api
+    from refork.endpoint import Log, Peer
     from refork.events import Events
     from refork.web import Application
 
@@ -30,7 +30,7 @@ AUTO = "auto"
 NONE = "none"
 
 _NAMES_TRIED = 10
-_SECONDS_BETWEEN_REFUSAL_LINES = 1.0
+_LINES_ABOUT_STRANGERS = 3
 _EVERY_UID = (b"0", b"0", b"4294967295")
 
 
@@ -91,9 +91,8 @@ class ControlServer:
         self._pid = pid
         self._own_uid = os.geteuid()
         self._unmapped_uid = _unmapped_uid()
-        self._endpoint: Endpoint | None = None
-        self._turned_away_at = -_SECONDS_BETWEEN_REFUSAL_LINES
-        self._turned_away_more = 0
+        self._endpoint = Endpoint(self._application, log=log, admit=self._admit, turned_away=self._turned_away)
+        self._lines = Lines(at_once=_LINES_ABOUT_STRANGERS)
         self.address: UnixAddress | None = None
 
     async def start(self) -> None:
@@ -101,16 +100,13 @@ class ControlServer:
         if not self._enabled:
             return
         self.address, sock = self._listen()
-        self._endpoint = Endpoint(self._application, log=self._log, admit=self._admit, turned_away=self._turned_away)
         await self._endpoint.start(sock)
         self._log.info("control address=%s", self.address)
 
     async def stop(self) -> None:
         """Stop listening; answers under way still go out."""
-        endpoint, self._endpoint = self._endpoint, None
         self.address = None
-        if endpoint is not None:
-            await endpoint.stop()
+        await self._endpoint.stop()
 
     def _listen(self) -> tuple[UnixAddress, socket.socket]:
         if self._wanted is not None:
@@ -126,23 +122,17 @@ class ControlServer:
     def _application(self) -> Application:
         from refork.control_app import application, identify_by_kernel  # noqa: PLC0415  (not before somebody asks)
 
-        return application(self._steerable, self._events, identify=identify_by_kernel, stay=self._stay, log=self._log)
-
-    def _stay(self, transport: asyncio.BaseTransport, gone: Callable[[], None]) -> None:
-        if self._endpoint is not None:
-            self._endpoint.stay(transport, gone)
+        stay = self._endpoint.stay
+        return application(self._steerable, self._events, identify=identify_by_kernel, stay=stay, log=self._log)
 
     def _admit(self, peer: Peer | None) -> bool:
         return may_command(peer, own_uid=self._own_uid, unmapped_uid=self._unmapped_uid)
 
     def _turned_away(self, peer: Peer | None) -> None:
         """Write it down, but let nobody fill the log."""
-        now = asyncio.get_running_loop().time()
-        if now - self._turned_away_at < _SECONDS_BETWEEN_REFUSAL_LINES or peer is None:
-            self._turned_away_more += 1
-            return
-        self._log.warning("command=unread uid=%d pid=%d answer=403 more=%d", peer.uid, peer.pid, self._turned_away_more)
-        self._turned_away_at, self._turned_away_more = now, 0
+        if peer is not None and self._lines.allow(asyncio.get_running_loop().time()):
+            line = "command=unread uid=%d pid=%d answer=403 more=%d"
+            self._log.warning(line, peer.uid, peer.pid, self._lines.take_missed())
 
 
 def _unmapped_uid() -> int | None:

@@ -19,12 +19,9 @@ from refork.tls import CertificateError, Certificates
 from refork.tokens import TokenFileError, read
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Callable
-
     from refork.control import Steerable
     from refork.door import Door
-    from refork.endpoint import Log
+    from refork.endpoint import Log, Stay
     from refork.events import Events
     from refork.web import Application
 
@@ -55,8 +52,9 @@ class ControlTcpServer:
         if certificates is None and not self._door.plaintext and not is_loopback(host):
             sock.close()
             raise BindError(f"--control-tcp {wanted} is {host}, which is not this machine's own: it needs TLS")
-        self._endpoint = Endpoint(self._application, log=self._log, certificates=certificates)
-        await self._endpoint.start(sock)
+        endpoint = Endpoint(lambda: self._application(endpoint.stay), log=self._log, certificates=certificates)
+        await endpoint.start(sock)
+        self._endpoint = endpoint
         self.address = TcpAddress(wanted.host, port)
         self._log.info("control address=%s tls=%s", self.address, "on" if certificates else "off")
 
@@ -80,7 +78,7 @@ class ControlTcpServer:
         except (TokenFileError, CertificateError) as error:
             raise BindError(f"--control-tcp {door.bind}: {error}") from error
 
-    def _application(self) -> Application:
+    def _application(self, stay: Stay) -> Application:
         from refork.control_app import application  # noqa: PLC0415  (not before somebody asks)
         from refork.gate import Gate  # noqa: PLC0415  (as above)
 
@@ -88,10 +86,6 @@ class ControlTcpServer:
             self._steerable,
             self._events,
             identify=Gate(self._door, log=self._log).identify,
-            stay=self._stay,
+            stay=stay,
             log=self._log,
         )
-
-    def _stay(self, transport: asyncio.BaseTransport, gone: Callable[[], None]) -> None:
-        if self._endpoint is not None:
-            self._endpoint.stay(transport, gone)

@@ -28,12 +28,6 @@ LARGEST_TOKEN = 8 * 1024
 SECONDS_OF_CLOCK_SKEW = 10.0
 
 _ALGORITHMS = {"RSA": ("RS256", "RS384", "RS512"), "EC": ("ES256", "ES384", "ES512")}
-_SHAPE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-
-
-def looks_like_one(token: str) -> bool:
-    """Tell a signed token from a shared one: the three parts of it."""
-    return _SHAPE.fullmatch(token) is not None
 
 
 class ServiceAccounts:
