@@ -21,6 +21,7 @@ from refork.address import AddressError, parse_unix
 from refork.arguments import USAGE, Parser, number, pid, seconds, seconds_from
 from refork.ctl_client import SECONDS_TO_BE_FOUND, Client, Found, RefusedError, UnreachableError, find_servers
 from refork.ctl_remote import SCHEMES, Remote, parse_url
+from refork.ctl_words import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 OK, REFUSED, UNREACHABLE = 0, 1, 3
 INTERRUPTED = 130
 _CODES: dict[type[Exception], int] = {RefusedError: REFUSED, AddressError: USAGE, UnreachableError: UNREACHABLE}
+
+_CHANGING_NOTHING = frozenset({"status", "top", "estimate"})
 
 ENVIRONMENT = "REFORK_CONTROL"
 SECONDS_TO_WAIT = 300.0
@@ -78,6 +81,7 @@ which server:
 
 exit codes:
   0 done   1 refused, failed, or found by doctor   2 wrong usage, or several servers   3 no server can be reached
+  130 interrupted by Ctrl-C
 """
 
 
@@ -100,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AmbiguousError as error:
         return _complain(str(error), *map(_describe, error.found), code=USAGE)
     except KeyboardInterrupt:
-        return _complain("interrupted; what the server has accepted goes on", code=INTERRUPTED)
+        goes_on = "" if arguments.command in _CHANGING_NOTHING else "; what the server has accepted goes on"
+        return _complain(f"interrupted{goes_on}", code=INTERRUPTED)
     except BrokenPipeError:
         # Who read us has stopped (`reforkctl status | head`). Python would flush once more at exit, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -246,19 +251,14 @@ def _describe(found: Found) -> str:
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(_harmless(line) + "\n")
+    sys.stdout.write(plain(line) + "\n")
     sys.stdout.flush()  # who waits wants to see each step when it happens, also through a pipe
 
 
 def _complain(sentence: str, *details: str, code: int) -> int:
-    sys.stderr.write(f"reforkctl: {_harmless(sentence)}\n")
-    sys.stderr.writelines(f"  {_harmless(detail)}\n" for detail in details)
+    sys.stderr.write(f"reforkctl: {plain(sentence)}\n")
+    sys.stderr.writelines(f"  {plain(detail)}\n" for detail in details)
     return code
-
-
-def _harmless(text: str) -> str:
-    """Take the power from control characters: what a server says is shown to a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _parser() -> argparse.ArgumentParser:

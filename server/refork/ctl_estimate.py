@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from refork.ctl_table import plain, size
+from refork.ctl_words import plain, size
 from refork.estimate_proc import Effort, look
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from refork import api
-from refork.ctl_table import duration, plain, rollout_line, size
+from refork.ctl_table import gain_line, rollout_line
+from refork.ctl_words import duration, plain, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -154,14 +155,7 @@ def _facts(view: View, status: api.Status) -> Iterator[str]:
         f"{status.app}   {status.worker_class}   ready {status.ready}/{status.wanted}   "
         f"generation {status.generation}   sealing {status.sealing}   {rate} requests/s   up {duration(status.age)}"
     )
-    yield _gain(status)
-
-
-def _gain(status: api.Status) -> str:
-    words = f"a refork would win {size(status.gain.predicted)}"
-    if status.gain.realised is not None:
-        words += f"; the last one won {size(status.gain.realised)}"
-    return words + (f"; not now: {status.refusal}" if status.refusal else "")
+    yield gain_line(status) + (f"; not now: {status.refusal}" if status.refusal else "")
 
 
 def _steps(status: api.Status) -> Text:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from refork.ctl_words import duration, plain, size
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 # Wider than any table: without a terminal nobody's screen is a reason to leave anything out.
 _UNLIMITED = 10_000
 
-_MEBIBYTE = 1024 * 1024
 _COLUMNS = ("ROLE", "SLOT", "GEN", "PID", "STATE", "REQUESTS", "AGE", "RSS", "PSS", "USS", "SHARED")
 _TO_THE_LEFT = frozenset({"ROLE", "STATE"})
 
@@ -68,6 +69,9 @@ def lines(status: api.Status) -> Iterator[str]:
         totals = status.totals
         share = f" ({100 * totals.saved / totals.rss:.0f}% of RSS)" if totals.rss else ""
         yield f"memory: {size(totals.pss)} used, {size(totals.saved)} saved by sharing{share}; RSS {size(totals.rss)}"
+    if status.cgroup is not None and status.cgroup.limit:
+        yield f"limit: {limit_line(status.cgroup, limit=status.cgroup.limit)}"
+    yield f"gain: {gain_line(status)}"
     yield (
         f"server: {status.app} worker_class={status.worker_class} ready={status.ready}/{status.wanted} "
         f"generation={status.generation} phase={status.phase} sealing={status.sealing} refork={status.version}"
@@ -82,6 +86,23 @@ def lines(status: api.Status) -> Iterator[str]:
         yield f"a refork would be refused: {status.refusal}"
 
 
+def limit_line(cgroup: api.Cgroup, *, limit: int) -> str:
+    """Tell how near the container is to its limit, as Kubernetes counts it."""
+    killed = f"; {cgroup.oom_kills} processes killed for want of memory" if cgroup.oom_kills else ""
+    share = f"{100 * cgroup.working_set / limit:.0f}%"
+    return f"{size(cgroup.working_set)} of the container's {size(limit)} ({share}){killed}"
+
+
+def gain_line(status: api.Status) -> str:
+    """Tell what a refork is worth, and why none comes by itself any more."""
+    gain, automatic = status.gain, status.automatic
+    words = f"a refork would win {size(gain.predicted)}"
+    if gain.realised is not None:
+        promised = "" if gain.promised is None else f" of {size(gain.promised)} promised"
+        words += f"; the last one won {size(gain.realised)}{promised}"
+    return words + (f"; by memory: {automatic.message}" if automatic is not None and automatic.message else "")
+
+
 def rollout_line(rollout: api.RolloutStatus) -> str:
     """Tell of one rollout in a line."""
     ending = str(rollout.outcome) if rollout.outcome is not None else f"is {rollout.phase}"
@@ -92,26 +113,3 @@ def rollout_line(rollout: api.RolloutStatus) -> str:
         f"{rollout.kind} {rollout.id} to generation {rollout.generation} by {rollout.trigger} "
         f"{ending} after {rollout.seconds:.2f} s{told}{reason}"
     )
-
-
-def size(number: int) -> str:
-    """Write a size in MiB."""
-    return f"{number / _MEBIBYTE:.1f} MiB"
-
-
-def duration(seconds: float) -> str:
-    """Write a duration in its two largest units."""
-    whole = int(seconds)
-    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    if minutes:
-        return f"{minutes} min {whole % 60} s"
-    return f"{whole} s"
-
-
-def plain(text: str) -> str:
-    """Take the power from control characters."""
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -16,9 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refork import ctl_client
-from refork.ctl_table import duration, lines, plain, rows
+from refork import api, ctl_client
+from refork.ctl_table import lines, rows
+from refork.ctl_words import duration, plain
 from tests.integration.steered import (
+    MIB,
     PATIENCE,
     SLOT_THAT_HANGS,
     SLOT_WITH_BUG,
@@ -110,6 +113,7 @@ def test_status_is_a_table_of_all_processes(server: Running) -> None:
     worker = "worker 1 1 {} ready 101 1 min 5 s 200.0 MiB 53.0 MiB 4.0 MiB 98%"
     assert table[4] == worker.format(server.process.pid + 3).split()
     assert "memory: 300.0 MiB used, 340.0 MiB saved by sharing (53% of RSS); RSS 640.0 MiB\n" in result.stdout
+    assert "\ngain: a refork would win 0.0 MiB\n" in result.stdout
     assert "server: demo:app worker_class=sync ready=2/2 generation=1 phase=steady sealing=on" in result.stdout
     last = "last: refork refork-0 to generation 1 by requests succeeded after 2.50 s (surge 0.25, rolling 2.00), 59 min"
     assert last in result.stdout
@@ -171,6 +175,29 @@ def test_a_rollout_that_fails_is_exit_code_1_and_the_reason(server: Running) -> 
     assert (result.returncode, result.stdout) == (1, "rebase to generation 2 begins\n  loading\n")
     reason = "the application does not import: No module named 'nonsense'"
     assert result.stderr == f"reforkctl: rebase failed while loading: {reason}\n"
+
+
+def test_interrupted_it_says_what_goes_on(server: Running) -> None:
+    """Ctrl-C ends the watching, in one line."""
+    hanging = ["refork", "--slot", str(SLOT_THAT_HANGS), "--wait", "--socket", server.control]
+    # A shell's background jobs have SIGINT ignored, and so have the tests that run in one.
+    code = (
+        "import signal, sys, refork.ctl; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "sys.exit(refork.ctl.main(sys.argv[1:]))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *hanging],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "  surge\n":
+            pass
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (130, "reforkctl: interrupted; what the server has accepted goes on\n")
 
 
 def test_a_rollout_that_takes_too_long_is_left_to_itself(server: Running) -> None:
@@ -408,6 +435,21 @@ def test_a_status_with_nothing_known_has_a_table_too() -> None:
     status = make_status(monitor_memory=None, molds=(), workers=(), totals=None, last_rollout=None, refusal="it boots")
     assert [row[0] for row in rows(status)] == ["monitor"]
     assert list(lines(status))[-1] == "a refork would be refused: it boots"
+
+
+def test_the_worth_of_a_refork_and_the_limit_are_told() -> None:
+    """Who has switched on reforks by memory reads here why none comes; who runs in a container, how near the end is."""
+    status = make_status(
+        gain=api.Gain(predicted=12 * MIB, realised=5 * MIB, promised=6 * MIB),
+        automatic=api.Automatic("DoesNotPay", "3 reforks in a row did not pay: no more until told otherwise", 3, True),
+        cgroup=api.Cgroup(version=2, usage=400 * MIB, working_set=300 * MIB, limit=600 * MIB, oom_kills=2),
+    )
+    told = list(lines(status))
+    assert "limit: 300.0 MiB of the container's 600.0 MiB (50%); 2 processes killed for want of memory" in told
+    assert (
+        "gain: a refork would win 12.0 MiB; the last one won 5.0 MiB of 6.0 MiB promised; "
+        "by memory: 3 reforks in a row did not pay: no more until told otherwise"
+    ) in told
 
 
 @pytest.mark.parametrize(
