@@ -35,6 +35,7 @@ MOST_PEERS = 7
 """A sampled page is compared with so many other workers at most."""
 
 _FEW = 0.5
+_SEVERAL = 2
 _BATCH = 256
 _ENTRIES = 1 << 16
 _DIGEST = 16
@@ -139,7 +140,8 @@ def look(pid: int, effort: Effort) -> Estimate:
     master, processes = read_tree(pid)
     workers = [process.pid for process in processes if process.role is Role.WORKER]
     if not workers:
-        raise EstimateError(f"pid {master} has no child processes: name the master of a server that forks its workers")
+        advice = f"name the master of a server that forks its workers{_perhaps(pid)}"
+        raise EstimateError(f"pid {master} has no child processes: {advice}")
     notes = [*_notes(master, processes)]
     samples: list[Sample] | None = []
     population = 0
@@ -184,6 +186,15 @@ def read_tree(pid: int) -> tuple[int, list[Process]]:
     return tree.master.pid, [own, *below]
 
 
+def _perhaps(pid: int) -> str:
+    """Name the master of a process that is a worker among others; empty if it is none."""
+    table = process_table.read()
+    tree = tree_of(table[pid].parent, table) if pid in table else None
+    if tree is None or len(tree.workers) < _SEVERAL or pid not in {worker.pid for worker in tree.workers}:
+        return ""
+    return f", perhaps {tree.master.pid}"
+
+
 def _measure(pid: int, role: Role) -> Process | None:
     """Measure one process; None when it is gone, a zombie or a kernel thread."""
     try:
@@ -210,15 +221,8 @@ def _measure(pid: int, role: Role) -> Process | None:
     )
 
 
-def _program(pid: int) -> str:
-    try:
-        return os.readlink(f"/proc/{pid}/exe")
-    except OSError:
-        return ""
-
-
 def _runs_python(pid: int) -> bool:
-    return is_python(_program(pid), memory.contents(f"/proc/{pid}/maps"))
+    return is_python(process_table.program(pid), memory.contents(f"/proc/{pid}/maps"))
 
 
 def is_python(program: str, maps: bytes) -> bool:

@@ -54,10 +54,11 @@ def parse(pid: int, stat: bytes, *, program: str, command: bytes) -> Entry | Non
 
 def _entry(pid: int) -> Entry | None:
     stat = contents(f"/proc/{pid}/stat")
-    return parse(pid, stat, program=_program(pid), command=contents(f"/proc/{pid}/cmdline")) if stat else None
+    return parse(pid, stat, program=program(pid), command=contents(f"/proc/{pid}/cmdline")) if stat else None
 
 
-def _program(pid: int) -> str:
+def program(pid: int) -> str:
+    """Name the file that a process runs; empty where that may not be known."""
     try:
         return os.readlink(f"/proc/{pid}/exe")
     except OSError:

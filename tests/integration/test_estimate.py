@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,6 @@ from tests.integration.test_ctl import AS_NOBODY, CTL, as_root, assert_one_line,
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 WORKERS = 4
 PAGES = 2000
@@ -176,6 +176,14 @@ def test_a_process_without_children_is_no_server() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         result = run("estimate", "--pid", str(process.pid))
     assert_one_line(result, code=1, says="has no child processes: name the master of a server that forks its workers")
+
+
+@pytest.mark.parametrize("prefork", [(PAGES, 0)], indirect=True)
+def test_who_names_a_worker_is_told_its_master(prefork: Prefork) -> None:
+    """`pgrep` lists them all."""
+    children = Path(f"/proc/{prefork.pid}/task/{prefork.pid}/children").read_text(encoding="ascii").split()
+    result = run("estimate", "--pid", children[0])
+    assert_one_line(result, code=1, says=f"name the master of a server that forks its workers, perhaps {prefork.pid}")
 
 
 @as_root
