@@ -37,7 +37,7 @@ REMARKS = {
     "user": "Molds and workers have these rights, before the application is loaded. The monitor keeps its own.",
     "group": "As for `user`.",
     "initgroups": "As for `user`.",
-    "umask": "Set in molds, before the application is loaded.",
+    "umask": "As in gunicorn: for the files of unix sockets. The application keeps the umask it would have had.",
     "raw_env": "Set in molds, before the application is loaded.",
     "chdir": "As in gunicorn. A relative path, like that of `config`, starts where `refork` was started.",
     "config": "Run by the monitor, again on HUP, and by each mold that loads the application. See [HOOKS](HOOKS.md).",

@@ -190,7 +190,6 @@ def load(argv: Sequence[str], *, monitor: int, descriptors: tuple[int, ...]) -> 
         worker_class.check_config(cfg, log)
     if not getattr(worker_class, "counts_its_requests", False):
         count_requests(cfg)
-    os.umask(cfg.umask)
     util.set_owner_process(cfg.uid, cfg.gid, initgroups=cfg.initgroups)
     die_with_parent(monitor)
     app.wsgi()
