@@ -9,10 +9,11 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 import yaml
 
-from refork import ctl
+from refork import ctl, ctl_picture, ctl_table
 from refork_operator import plugin
 from tests.integration.server import until
 from tests.observability.dashboard import FLEET, POD, Dashboard
@@ -132,6 +133,35 @@ def test_the_commands_of_the_pages_are_understood() -> None:
             ctl._parser().parse_args(words[1:])
         else:
             plugin._parse(words[2:])
+
+
+def test_the_pages_about_the_operator_find_it_by_its_label() -> None:
+    """The label job is the name of a release, and no object of it need be called like that."""
+    operator = pytest.importorskip("tests.helm.harness", reason="helm-python-sdk is not installed")
+    labels = operator.render(operator.OPERATOR, name="mine").one("Deployment")["metadata"]["labels"]
+    pages = [(RUNBOOKS / f"{name}.md").read_text() for name in ("ReforkOperatorNotLeading", "ReforkOperatorApiErrors")]
+    for page in pages:
+        assert f"OPERATOR=app.kubernetes.io/name={labels['app.kubernetes.io/name']}\n" in page
+        assert "$APP" not in page
+
+
+def test_what_needs_a_terminal_is_given_one() -> None:
+    """`reforkctl top` draws once and ends where there is none."""
+    pages = "".join(page.read_text() for page in RUNBOOKS.glob("*.md"))
+    assert set(re.findall(r'exec (.*)"\$POD" -- reforkctl top', pages)) == {"-it "}
+
+
+@needs_prometheus
+@pytest.mark.xdist_group("observability")
+def test_what_the_pages_look_for_in_a_status_is_there(stage: Stage) -> None:
+    """Each name that somebody is told to look for in the JSON, and each column of `reforkctl top`."""
+    status = msgspec.json.encode(stage.pods[0].server.status()).decode()
+    pages = "".join(page.read_text() for page in RUNBOOKS.glob("*.md"))
+    wanted = set(re.findall(r'[\'`]("\w+")[\'`]', pages))
+    assert len(wanted) >= 6
+    assert {name for name in wanted if f"{name}:" not in status} == set()
+    columns = set(re.findall(r"column ([A-Z]+)", pages))
+    assert columns <= {column.name for column in ctl_picture._COLUMNS} | set(ctl_table._COLUMNS)
 
 
 def asked() -> dict[str, list[str]]:
