@@ -42,7 +42,27 @@ def test_the_workflows_are_what_github_understands() -> None:
 
 def test_an_auditor_finds_nothing_in_the_workflows() -> None:
     """No action that could change under us, no credential left lying, no text of strangers in a shell."""
-    run("zizmor", "--offline", "--no-progress", "--persona=regular", "--min-severity=medium", ".github/workflows")
+    run("zizmor", "--offline", "--no-progress", "--persona=regular", "--min-severity=medium", ".github")
+
+
+def test_somebody_tells_of_newer_actions() -> None:
+    """What is named by its commit never changes by itself."""
+    run("check-jsonschema", "--builtin-schema", "vendor.dependabot", ".github/dependabot.yaml")
+    updates = yaml.safe_load((ROOT / ".github/dependabot.yaml").read_text())["updates"]
+    assert [each["package-ecosystem"] for each in updates] == ["github-actions"]
+
+
+@each
+def test_git_answers_in_every_container(name: str) -> None:
+    """There root runs on the checkout of another user, about which git tells nothing unless told to."""
+    for job in jobs(name).values():
+        told = [step["run"] for step in job.get("steps", []) if "safe.directory" in step.get("run", "")]
+        assert bool(told) is ("container" in job)
+
+
+def test_a_real_cluster_is_part_of_every_change() -> None:
+    """The suite that is skipped without one is run where there is one."""
+    assert "make e2e-kind PYTHON=python" in [step.get("run") for step in jobs("ci.yaml")["cluster"]["steps"]]
 
 
 @each
