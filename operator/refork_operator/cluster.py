@@ -16,6 +16,7 @@ import aiohttp
 import msgspec
 from kubernetes.aio import client, config
 
+from refork_operator.names import sentence
 from refork_operator.quantity import parse_retry_after
 
 if TYPE_CHECKING:
@@ -192,7 +193,9 @@ async def connect(settings: Settings, *, metrics: Metrics) -> Cluster:
         else:
             config.load_incluster_config(client_configuration=configuration)
     except (config.ConfigException, OSError) as error:
-        raise ClusterError(0, f"no cluster: {error}; give --kubeconfig FILE, or run in a pod") from error
+        raise ClusterError(0, f"{error}; give --kubeconfig FILE, or run in a pod") from error
+    except Exception as error:  # the client trips over a file that is none in many ways
+        raise ClusterError(0, f"{settings.kubeconfig} is no kubeconfig: {sentence(str(error))}") from error
     return Cluster(configuration, metrics=metrics)
 
 

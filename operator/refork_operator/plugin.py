@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,13 @@ _KINDS = {
     "ds": "daemonset", "daemonset": "daemonset", "daemonsets": "daemonset",
     "rfp": "policy", "reforkpolicy": "policy", "policy": "policy",
 }  # fmt: skip
+_SELECTORS = {
+    "In": "{key} in ({values})",
+    "NotIn": "{key} notin ({values})",
+    "Exists": "{key}",
+    "DoesNotExist": "!{key}",
+}
+_POD_HEADER = ["POD", "GEN", "PSS", "GAIN", "DECISION", "LAST OUTCOME"]
 _POLL_SECONDS = 1.0
 
 _EPILOG = """
@@ -53,11 +61,16 @@ def main() -> None:
     """Do what the command line says."""
     options = _parse(sys.argv[1:])
     try:
-        sys.exit(options.act(options, Kubectl(options)))
+        code = options.act(options, Kubectl(options))
+        sys.stdout.flush()
     except PluginError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read it, like head, has read enough; nothing may be left for Python to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
 
 
 class Kubectl:
@@ -91,7 +104,9 @@ class Kubectl:
         except OSError as error:
             raise PluginError(f"{program}: {error.strerror}") from error
         if done.returncode:
-            raise PluginError(done.stderr.strip().removeprefix("Error: ").removeprefix("error: "))
+            said = done.stderr.strip().removeprefix("Error: ").removeprefix("error: ")
+            missing = "have a resource type" in said and PLURAL in said
+            raise PluginError(f"{said}: is the operator installed in this cluster?" if missing else said)
         return done.stdout
 
 
@@ -108,12 +123,12 @@ def status(options: argparse.Namespace, kubectl: Kubectl) -> int:
     details = _details(policies)
     if target.kind == "policy":
         print(policy_table(policies), "", conditions_table(policies[0]), "", sep="\n")  # noqa: T201
-        print(detail_table(details))  # noqa: T201
+        print(detail_table(details, everywhere=options.all_namespaces))  # noqa: T201
         return 0
     pods = _pods(kubectl, target)
     if not pods:
         raise PluginError(f"no pods belong to {target.kind}/{target.name}")
-    print(pod_table(pods, details))  # noqa: T201
+    print(pod_table(pods, details, everywhere=options.all_namespaces))  # noqa: T201
     return 0
 
 
@@ -134,9 +149,9 @@ def top(options: argparse.Namespace, kubectl: Kubectl) -> int:
         policies = kubectl.items(f"{PLURAL}.{GROUP}")
         details = sorted(_details(policies), key=lambda item: -_mebi(item.get("predictedGain")))
         if options.target.kind:
-            names = {pod["metadata"]["name"] for pod in _pods(kubectl, options.target)}
-            details = [item for item in details if item["name"] in names]
-        text = f"{policy_table(policies)}\n\n{detail_table(details)}"
+            pods = {_key(pod) for pod in _pods(kubectl, options.target)}
+            details = [item for item in details if (item["namespace"], item["name"]) in pods]
+        text = f"{policy_table(policies)}\n\n{detail_table(details, everywhere=options.all_namespaces)}"
         if options.once:
             print(text)  # noqa: T201
             return 0
@@ -154,6 +169,8 @@ def _wait(options: argparse.Namespace, kubectl: Kubectl, value: str) -> int:
             outcome = annotations.get(OUTCOME, "")
             print(f"{target.kind}/{target.name}: {outcome}")  # noqa: T201
             return 0 if outcome.startswith("Succeeded") else 1
+        if annotations.get(REQUESTED_AT) != value:
+            raise PluginError(f"somebody else has set {REQUESTED_AT} meanwhile: this request will not be answered")
         time.sleep(_POLL_SECONDS)
     raise PluginError(f"no answer within {options.timeout:g} s: does the operator run? kubectl get events tells more")
 
@@ -163,10 +180,10 @@ def _pods(kubectl: Kubectl, target: Target) -> list[dict[str, Any]]:
     if target.kind == "pod":
         return kubectl.items("pod", target.name)
     (found,) = kubectl.items(target.kind, target.name)
-    labels = (found["spec"].get("selector") or {}).get("matchLabels") or {}
-    if not labels:
-        raise PluginError(f"{target.kind}/{target.name} has no matchLabels to find its pods by")
-    return kubectl.items("pod", "-l", ",".join(f"{key}={value}" for key, value in sorted(labels.items())))
+    wanted = selector(found["spec"].get("selector") or {})
+    if not wanted:
+        raise PluginError(f"{target.kind}/{target.name} has no selector to find its pods by")
+    return kubectl.items("pod", "-l", wanted)
 
 
 def _details(policies: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -175,6 +192,19 @@ def _details(policies: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for found in policies
         for item in (found.get("status") or {}).get("details") or ()
     ]
+
+
+def _key(found: dict[str, Any]) -> tuple[str, str]:
+    return found["metadata"].get("namespace", ""), found["metadata"]["name"]
+
+
+def selector(raw: dict[str, Any]) -> str:
+    """Write a LabelSelector as kubectl's -l takes it."""
+    parts = [f"{key}={value}" for key, value in sorted((raw.get("matchLabels") or {}).items())]
+    for item in raw.get("matchExpressions") or ():
+        values = ",".join(item.get("values") or ())
+        parts.append(_SELECTORS[item["operator"]].format(key=item["key"], values=values))
+    return ",".join(parts)
 
 
 # --- tables: pure -----------------------------------------------------------------------------------------------------
@@ -189,7 +219,7 @@ def policy_table(policies: list[dict[str, Any]]) -> str:
         ready = _condition(found, "Ready")
         rows.append(
             [
-                f"{found['metadata'].get('namespace', '')}/{found['metadata']['name']}",
+                "/".join(_key(found)),
                 found["spec"].get("mode", ""),
                 f"{pods.get('ready', 0)}/{pods.get('matched', 0)}",
                 totals.get("pss", ""),
@@ -222,42 +252,39 @@ def conditions_table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def detail_table(details: list[dict[str, Any]]) -> str:
-    """Show pods as a policy's status lists them."""
+def detail_table(details: list[dict[str, Any]], *, everywhere: bool = False) -> str:
+    """Show pods as policies' statuses list them."""
     rows = [
-        [
-            item["name"],
-            str(item.get("generation", "")),
-            item.get("pss", ""),
-            item.get("predictedGain", ""),
-            item.get("reason", ""),
-            item.get("outcome", item.get("message", "")),
-        ]
+        _pod_row(item, key=(item["namespace"], item["name"]), everywhere=everywhere, outcome=item.get("message", ""))
         for item in details
     ]
-    return table(["POD", "GEN", "PSS", "GAIN", "DECISION", "LAST OUTCOME"], rows)
+    return table(_POD_HEADER, rows)
 
 
-def pod_table(pods: list[dict[str, Any]], details: list[dict[str, Any]]) -> str:
+def pod_table(pods: list[dict[str, Any]], details: list[dict[str, Any]], *, everywhere: bool = False) -> str:
     """Show pods with what their annotations say and what a policy knows of them."""
-    known = {item["name"]: item for item in details}
+    known = {(item["namespace"], item["name"]): item for item in details}
     rows = []
     for pod in pods:
-        meta = pod["metadata"]
-        annotations = meta.get("annotations") or {}
-        item = known.get(meta["name"], {})
-        decision = "Paused" if annotations.get(PAUSED) == "true" else item.get("reason", "")
-        rows.append(
-            [
-                meta["name"],
-                str(item.get("generation", "")),
-                item.get("pss", ""),
-                item.get("predictedGain", ""),
-                decision,
-                annotations.get(OUTCOME, ""),
-            ]
-        )
-    return table(["POD", "GEN", "PSS", "GAIN", "DECISION", "LAST OUTCOME"], rows)
+        annotations = pod["metadata"].get("annotations") or {}
+        item = dict(known.get(_key(pod), {}))
+        if annotations.get(PAUSED) == "true":
+            item["reason"] = "Paused"
+        if OUTCOME in annotations:
+            item["outcome"] = annotations[OUTCOME]
+        rows.append(_pod_row(item, key=_key(pod), everywhere=everywhere))
+    return table(_POD_HEADER, rows)
+
+
+def _pod_row(item: dict[str, Any], *, key: tuple[str, str], everywhere: bool, outcome: str = "") -> list[str]:
+    return [
+        "/".join(key) if everywhere else key[1],
+        str(item.get("generation", "")),
+        item.get("pss", ""),
+        item.get("predictedGain", ""),
+        item.get("reason", ""),
+        item.get("outcome", outcome),
+    ]
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -282,38 +309,64 @@ def _mebi(text: str | None) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("-n", "--namespace", default="", help="namespace (default: that of the context)")
-    shared.add_argument("-A", "--all-namespaces", action="store_true", help="all namespaces")
-    shared.add_argument("--context", default="", help="context of the kubeconfig")
-    shared.add_argument("--kubeconfig", default="", help="kubeconfig file")
     parser = argparse.ArgumentParser(
         prog="kubectl refork",
         description="See and steer the pods that refork serves.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[_whereabouts()],
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    named: dict[str, Any] = {"type": _target, "default": Target(), "metavar": "KIND/NAME"}
-    named["help"] = "like deploy/web or pod/web-0"
-    command = commands.add_parser("status", parents=[shared], help="policies, or the pods of one workload or policy")
-    command.add_argument("target", nargs="?", **named)
+    # What is not said after the command must not undo what was said before it.
+    shared = [_whereabouts(argument_default=argparse.SUPPRESS)]
+    target: dict[str, Any] = {"metavar": "KIND/NAME", "help": "like deploy/web or pod/web-0"}
+    command = commands.add_parser("status", parents=shared, help="policies, or the pods of one workload or policy")
+    command.add_argument("target", nargs="*", **target)
     command.set_defaults(act=status)
-    command = commands.add_parser("now", parents=[shared], help="refork a pod, or the pods of a workload in turn")
-    command.add_argument("target", **named)
+    command = commands.add_parser("now", parents=shared, help="refork a pod, or the pods of a workload in turn")
+    command.add_argument("target", nargs="+", **target)
     command.add_argument("--wait", action="store_true", help="wait for the outcome; exit status 1 unless it succeeded")
-    command.add_argument("--timeout", type=float, default=1800.0, help="seconds to wait (default: 1800)")
+    command.add_argument("--timeout", type=_seconds, default=1800.0, help="seconds to wait (default: 1800)")
     command.set_defaults(act=now)
-    command = commands.add_parser("top", parents=[shared], help="the pods that a refork would help most")
-    command.add_argument("target", nargs="?", **named)
+    command = commands.add_parser("top", parents=shared, help="the pods that a refork would help most")
+    command.add_argument("target", nargs="*", **target)
     command.add_argument("--once", action="store_true", help="show it once")
-    command.add_argument("--interval", type=float, default=5.0, help="seconds between two looks (default: 5)")
+    command.add_argument("--interval", type=_seconds, default=5.0, help="seconds between two looks (default: 5)")
     command.set_defaults(act=top)
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    try:
+        options.target = _target(options.target)
+    except PluginError as error:
+        parser.error(str(error))
+    return options
 
 
-def _target(text: str) -> Target:
-    kind, slash, name = text.partition("/")
-    if not slash or not name or kind.lower() not in _KINDS:
-        raise argparse.ArgumentTypeError(f"{text!r}: write KIND/NAME, like deploy/web, sts/db, pod/web-0 or policy/web")
+def _whereabouts(**more: Any) -> argparse.ArgumentParser:
+    """Make the flags that say which cluster and namespace; kubectl takes them anywhere, and so do we."""
+    flags = argparse.ArgumentParser(add_help=False, **more)
+    flags.add_argument("-n", "--namespace", help="namespace (default: that of the context)")
+    flags.add_argument("-A", "--all-namespaces", action="store_true", help="all namespaces")
+    flags.add_argument("--context", help="context of the kubeconfig")
+    flags.add_argument("--kubeconfig", help="kubeconfig file")
+    return flags
+
+
+def _target(words: list[str]) -> Target:
+    """Read KIND/NAME, or KIND NAME, or nothing."""
+    if not words:
+        return Target()
+    kind, _, name = "/".join(words).partition("/")
+    if kind.lower() not in _KINDS or not name or "/" in name:
+        said = " ".join(words)
+        raise PluginError(f"{said!r}: write KIND/NAME, like deploy/web, sts/db, pod/web-0 or policy/web")
     return Target(_KINDS[kind.lower()], name)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < threading.TIMEOUT_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r}: a number of seconds is needed, more than 0")
+    return seconds

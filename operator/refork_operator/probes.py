@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from refork_operator.metrics import Metrics
 
+_FAREWELL_SECONDS = 1.0
 _EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -30,7 +31,7 @@ class Probes:
         app.router.add_get("/metrics", self._serve_metrics)
         app.router.add_get("/healthz", self._serve_health)
         app.router.add_get("/readyz", self._serve_readiness)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_FAREWELL_SECONDS)
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
         await site.start()

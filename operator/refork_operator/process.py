@@ -47,7 +47,11 @@ class Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         probes = Probes(metrics=self._metrics, healthy=self._sick, ready=self._unready)
-        await probes.start(*self._settings.address)
+        try:
+            await probes.start(*self._settings.address)
+        except OSError as error:
+            self._log.error("not listening", address=self._settings.listen, error=error)
+            return 1
         self._log.info("listening", address="{}:{}".format(*probes.address), pid=os.getpid())
         try:
             cluster = await connect(self._settings, metrics=self._metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import socket
 from dataclasses import dataclass, fields
@@ -16,15 +17,22 @@ if TYPE_CHECKING:
 ENV_PREFIX = "REFORK_OPERATOR_"
 TOKEN_FILE = "/var/run/secrets/refork.dev/token"  # noqa: S105 - a path
 
+_WORDS = {
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
+    **dict.fromkeys(("0", "false", "no", "off"), False),
+}
+
 _EPILOG = f"""
 Every option can be given as an environment variable: --poll-timeout as {ENV_PREFIX}POLL_TIMEOUT.
-Lists are separated by commas; switches are on with 1, true or yes. Flags win.
+Lists are separated by commas; switches are on with 1, true, yes or on, and off with 0, false, no or off. An empty
+variable is as good as none. Flags win.
 
 A first look, changing nothing:
-  refork-operator --kubeconfig ~/.kube/config --dry-run --log-format text
+  refork-operator --kubeconfig ~/.kube/config --dry-run --no-leader-elect --log-format text
 
 What it serves on --listen: /metrics for Prometheus, /healthz (is it alive), /readyz (does it see the cluster).
-Exit status: 0 after SIGTERM, 1 when the cluster cannot be reached or the Lease was lost, 2 for a wrong option.
+Exit status: 0 after SIGTERM; 1 when the cluster cannot be reached, the Lease was lost or --listen is not to be had;
+2 for a wrong option.
 """
 
 
@@ -69,7 +77,7 @@ class Settings:
 
 def parse(argv: Sequence[str], *, env: Mapping[str, str]) -> Settings:
     """Read flags over environment over defaults. Exits with 2 and a sentence when one is wrong."""
-    parser = _parser(env)
+    parser = _parser({name: value for name, value in env.items() if value})
     values = vars(parser.parse_args(argv))
     values["identity"] = values["identity"] or f"{env.get('POD_NAME') or socket.gethostname()}-{os.getpid()}"
     values["lease_namespace"] = values["lease_namespace"] or env.get("POD_NAMESPACE") or _own_namespace()
@@ -77,9 +85,6 @@ def parse(argv: Sequence[str], *, env: Mapping[str, str]) -> Settings:
     settings = Settings(**values)
     if not settings.lease_retry < settings.lease_renew_deadline < settings.lease_duration:
         parser.error("needed: --lease-retry < --lease-renew-deadline < --lease-duration")
-    _, colon, port = settings.listen.rpartition(":")
-    if not colon or not port.isdigit():
-        parser.error(f"--listen {settings.listen!r}: write HOST:PORT")
     return settings
 
 
@@ -143,7 +148,7 @@ def _polling_options(parser: argparse.ArgumentParser, env: Mapping[str, str]) ->
 
 def _logging_options(parser: argparse.ArgumentParser, env: Mapping[str, str]) -> None:
     group = _Group(parser.add_argument_group("being watched"), env)
-    group.text("--listen", "HOST:PORT of /metrics, /healthz and /readyz")
+    group.address("--listen", "where /metrics, /healthz and /readyz are")
     group.choice("--log-level", "how much to log", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     group.choice("--log-format", "one JSON object a line, or text for people", choices=("json", "text"))
 
@@ -168,14 +173,24 @@ class _Group:
         default = self._default(flag) or ()
         self._group.add_argument(flag, type=_names, default=default, help=_help(flag, text), metavar="A,B")
 
+    def address(self, flag: str, text: str) -> None:
+        default = self._default(flag)
+        self._group.add_argument(flag, type=_address, default=default, help=_help(flag, text), metavar="HOST:PORT")
+
     def choice(self, flag: str, text: str, *, choices: tuple[str, ...]) -> None:
-        self._group.add_argument(flag, choices=choices, default=self._default(flag), help=_help(flag, text))
+        def chosen(word: str) -> str:  # because argparse does not look whether a default is one of the choices
+            found = {choice.lower(): choice for choice in choices}.get(word.lower())
+            if found is None:
+                raise argparse.ArgumentTypeError(f"{word!r}: one of {', '.join(choices)} is needed")
+            return found
+
+        default = self._default(flag)
+        self._group.add_argument(flag, type=chosen, choices=choices, default=default, help=_help(flag, text))
 
     def switch(self, flag: str, text: str) -> None:
-        given = self._env.get(_variable(flag))
-        default = getattr(Settings(), _name(flag)) if given is None else given.lower() in ("1", "true", "yes", "on")
         action = argparse.BooleanOptionalAction
-        self._group.add_argument(flag, action=action, default=default, help=_help(flag, text))
+        made = self._group.add_argument(flag, action=action, default=self._default(flag), help=_help(flag, text))
+        made.type = _on_or_off  # of the variable, which is text
 
     def _default(self, flag: str) -> object:
         """Return the default; argparse reads one that is text as if it were given."""
@@ -197,17 +212,32 @@ def _help(flag: str, text: str) -> str:
 
 
 def _positive(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0 < number < 1e6:  # noqa: PLR2004 - nobody waits for twelve days
-        raise argparse.ArgumentTypeError(f"{text}: more than nothing is needed")
+        raise argparse.ArgumentTypeError(f"{text!r}: a number of seconds is needed, more than 0")
     return number
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1 is needed")
-    return number
+    if not text.isdecimal() or not 0 < int(text) < 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number is needed, at least 1")
+    return int(text)
+
+
+def _address(text: str) -> str:
+    _, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or int(port) >= 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text!r}: write HOST:PORT")
+    return text
+
+
+def _on_or_off(text: str) -> bool:
+    if text.lower() not in _WORDS:
+        raise argparse.ArgumentTypeError(f"{text!r}: one of {', '.join(_WORDS)} is needed")
+    return _WORDS[text.lower()]
 
 
 def _names(text: str) -> tuple[str, ...]:

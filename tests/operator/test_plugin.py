@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from refork_operator import plugin
 from tests.operator.conftest import ROOT, Box, until
 from tests.operator.test_process import MIB, watching
 
@@ -79,3 +80,86 @@ def test_what_kubectl_says_is_passed_on(plugged: Box) -> None:
 def test_help_teaches_by_example(plugged: Box) -> None:
     """Each command is shown with a use."""
     assert "kubectl refork now deploy/web --wait" in refork(plugged, "--help")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-n", "shop", "status"),
+        ("status", "-n", "shop"),
+        ("--namespace=shop", "status"),
+        ("-n", "default", "status", "--namespace", "shop"),
+        ("-A", "status"),
+        ("--context", "fake", "-n", "shop", "status"),
+    ],
+)
+def test_where_to_look_may_be_said_before_the_command_and_after_it(plugged: Box, words: tuple[str, ...]) -> None:
+    """As with kubectl; what is said later wins."""
+    plugged.policy(namespace="shop")
+    assert "shop/policy" in refork(plugged, *words)
+
+
+def test_a_kubeconfig_before_the_command_is_that_of_kubectl(plugged: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is wrong with a context that is not there, kubectl says."""
+    plugged.policy()
+    monkeypatch.delenv("KUBECONFIG")
+    assert "default/policy" in refork(plugged, "--kubeconfig", str(plugged.admin), "status", "policy", "policy")
+    failed = refork(plugged, "--kubeconfig", str(plugged.admin), "--context", "none", "status", check=False)
+    assert failed.startswith("error: ")  # the words are kubectl's, and differ from version to version
+    assert "context" in failed
+    assert "none" in failed
+
+
+def test_pods_of_all_namespaces_are_told_apart(plugged: Box) -> None:
+    """Two of one name are two lines, each with its own memory."""
+    for namespace in ("shop", "bank"):
+        plugged.pod("web-0", namespace=namespace, base=100 * MIB * (1 + (namespace == "bank")))
+        plugged.policy(namespace=namespace, mode="Observe")
+    plugged.operator()
+    until(lambda: "bank/web-0" in (shown := refork(plugged, "top", "-A", "--once")) and "shop/web-0" in shown)
+
+
+def test_a_waiting_request_that_was_replaced_is_given_up(plugged: Box) -> None:
+    """Nobody waits half an hour for an answer that cannot come."""
+    plugged.deployment("web", replicas=1)
+    with subprocess.Popen(
+        ["kubectl", "refork", "now", "deploy/web", "--wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as waiting:
+        until(lambda: plugged.annotations("deployments", "web").get("refork.dev/requestedAt"))
+        plugged.api.annotate("deployments", "web", "of somebody else")
+        assert "somebody else" in waiting.communicate(timeout=30)[1]
+    assert waiting.returncode == 1
+
+
+def test_a_cluster_without_the_operator_is_named_as_that(plugged: Box) -> None:
+    """A new user has not met the resource type."""
+    del plugged.api.kinds["refork.dev", "reforkpolicies"]
+    assert "is the operator installed" in refork(plugged, "status", check=False)
+
+
+def test_whoever_has_read_enough_is_told_nothing_more(plugged: Box) -> None:
+    """``| head`` is not answered with a traceback."""
+    plugged.policy()
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(["kubectl", "refork", "status"], stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("words", [("top", "--interval", "-1"), ("now", "deploy/web", "--timeout", "soon")])
+def test_a_time_that_is_none_is_explained(plugged: Box, words: tuple[str, ...]) -> None:
+    """And not found out by sleeping."""
+    assert "a number of seconds is needed" in refork(plugged, *words, check=False)
+
+
+def test_every_selector_is_written_as_kubectl_takes_it() -> None:
+    """Workloads may find their pods by more than equal labels."""
+    expressions = [
+        {"key": "tier", "operator": "In", "values": ["a", "b"]},
+        {"key": "old", "operator": "NotIn", "values": ["yes"]},
+        {"key": "app", "operator": "Exists"},
+        {"key": "job", "operator": "DoesNotExist"},
+    ]
+    found = plugin.selector({"matchLabels": {"app": "web"}, "matchExpressions": expressions})
+    assert found == "app=web,tier in (a,b),old notin (yes),app,!job"

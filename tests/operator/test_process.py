@@ -284,3 +284,15 @@ def test_a_policy_of_another_version_says_that_it_is_not_understood(box: Box) ->
     until(lambda: box.condition("Ready").get("reason") == "Invalid")
     assert "Atlantis" in box.condition("Ready")["message"]
     until(lambda: all(pod.reforks == 1 for pod in pods))
+
+
+def test_what_keeps_it_from_starting_is_one_line(box: Box) -> None:
+    """An address that is taken, a kubeconfig that is none: no traceback, and exit status 1."""
+    taken = box.operator("--listen", box.api.url.removeprefix("https://"))
+    taken.says("not listening address=127.0.0.1:")
+    box.kubeconfig.write_text("clusters: [")
+    broken = box.operator()
+    broken.says("no cluster error=.* is no kubeconfig")
+    for operator in (taken, broken):
+        assert operator.process.wait(10) == 1
+        assert not any("Traceback" in line for line in operator.lines)

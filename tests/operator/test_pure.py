@@ -369,13 +369,57 @@ def test_flags_win_over_the_environment_and_that_over_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [["--poll-concurrency", "0"], ["--listen", "here"], ["--lease-duration", "1"], ["--log-format", "xml"]]
+    ("argv", "sentence"),
+    [
+        (["--poll-concurrency", "0"], "at least 1"),
+        (["--poll-concurrency", "many"], "a whole number is needed"),
+        (["--poll-timeout", "soon"], "a number of seconds is needed"),
+        (["--settle", "nan"], "a number of seconds is needed"),
+        (["--listen", "here"], "write HOST:PORT"),
+        (["--listen", "127.0.0.1:99999"], "write HOST:PORT"),
+        (["--lease-duration", "1"], "--lease-renew-deadline < --lease-duration"),
+        (["--log-format", "xml"], "one of json, text is needed"),
+    ],
 )
-def test_a_wrong_option_ends_with_two(argv: list[str]) -> None:
-    """And with a sentence, which argparse writes."""
+def test_a_wrong_option_ends_with_two_and_a_sentence(
+    argv: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In words of people who have not read the source."""
     with pytest.raises(SystemExit) as end:
         settings.parse(argv, env={})
     assert end.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "value"), [("POLL_TIMEOUT", "soon"), ("LISTEN", "here"), ("LOG_LEVEL", "loud")])
+def test_a_wrong_variable_is_refused_like_a_wrong_flag(name: str, value: str) -> None:
+    """And not found out when it is used."""
+    with pytest.raises(SystemExit) as end:
+        settings.parse([], env={f"REFORK_OPERATOR_{name}": value})
+    assert end.value.code == 2
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two operators are active where a wrong word switches the Lease off."""
+    with pytest.raises(SystemExit):
+        settings.parse([], env={"REFORK_OPERATOR_LEADER_ELECT": "enabled"})
+    assert "'enabled': one of 1, true, yes, on, 0, false, no, off is needed" in capsys.readouterr().err
+    assert not settings.parse([], env={"REFORK_OPERATOR_LEADER_ELECT": "Off"}).leader_elect
+    assert settings.parse([], env={"REFORK_OPERATOR_DRY_RUN": "on"}).dry_run
+
+
+def test_an_empty_variable_is_as_good_as_none() -> None:
+    """Templates leave some behind."""
+    names = ("LEADER_ELECT", "POLL_TIMEOUT", "LISTEN", "LOG_LEVEL", "NAMESPACES")
+    chosen = settings.parse(["--identity", "me"], env={f"REFORK_OPERATOR_{name}": "" for name in names})
+    assert chosen == settings.parse(["--identity", "me"], env={})
+    assert chosen.leader_elect
+
+
+def test_the_case_of_a_word_does_not_matter() -> None:
+    """Nor whether it comes by flag or variable."""
+    chosen = settings.parse(["--log-format", "TEXT"], env={"REFORK_OPERATOR_LOG_LEVEL": "debug"})
+    assert (chosen.log_level, chosen.log_format) == ("DEBUG", "text")
 
 
 def test_help_shows_the_defaults_and_an_example(capsys: pytest.CaptureFixture[str]) -> None:
