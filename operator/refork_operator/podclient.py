@@ -96,7 +96,7 @@ class PodClient:
         if status == 202:  # noqa: PLR2004 - Accepted
             try:
                 return msgspec.json.decode(answer, type=api.Accepted).operation
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            except samples.UNREADABLE as error:
                 raise PodError(Trouble.NONSENSE, _short(error)) from error
         if status >= 500:  # noqa: PLR2004 - the server's own trouble
             raise PodError(Trouble.HTTP_ERROR, f"{status}: {_sentence(answer)}")
@@ -184,7 +184,7 @@ def _must_be_ok(status: int, body: bytes) -> None:
 def _sentence(body: bytes) -> str:
     try:
         text = msgspec.json.decode(body, type=api.Refused).error
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except samples.UNREADABLE:
         text = body[:_FIRST_BYTES].decode(errors="replace")
     return sentence(text)
 

@@ -47,6 +47,10 @@ class Observation:
     sampled_age: float
 
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What the decoder raises for what is no answer; the last for JSON that is nested too deeply."""
+
+
 def read(body: bytes, *, at: float, limit: int | None) -> Observation:
     """Read an answer to ``GET /v1/status``; ``limit`` is the container's, used if the server knows none.
 
@@ -54,7 +58,7 @@ def read(body: bytes, *, at: float, limit: int | None) -> Observation:
     """
     try:
         status = _DECODER.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise NonsenseError(str(error)) from error
     if status.api != api.VERSION:
         raise NonsenseError(f"the server speaks {status.api!r}, not {api.VERSION!r}")
@@ -65,7 +69,7 @@ def read_operation(body: bytes) -> api.OperationStatus:
     """Read an answer to ``GET /v1/operations/ID``. Raises NonsenseError."""
     try:
         operation = _OPERATION.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise NonsenseError(str(error)) from error
     if not 0 <= operation.generation < _MOST_GENERATIONS:
         raise NonsenseError("the server claims a generation that no server has")

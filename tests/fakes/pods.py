@@ -247,6 +247,8 @@ class FakePods:
                 raise web.HTTPFound("http://127.0.0.1:1/")
             case "error":
                 return web.Response(status=500)
+            case "deep":
+                return web.Response(status=500, body=b'{"error": "no", "more": ' + b"[" * 20_000)
         self.each(pod)
         return _reply(200, pod.status())
 

@@ -177,7 +177,7 @@ def test_reforks_that_do_not_pay_are_given_up(box: Box) -> None:
 
 def test_one_pod_that_misbehaves_costs_the_others_nothing(box: Box) -> None:
     """Nonsense, floods, silence and absurd sizes show as Degraded; the others go on."""
-    ways = ["nonsense", "absurd", "huge", "slow", "dripping", "redirect", "error"]
+    ways = ["nonsense", "absurd", "huge", "slow", "dripping", "redirect", "error", "deep"]
     for way in ways:
         box.pod(f"bad-{way}", behaviour=way)
     good = box.deployment("web", replicas=2, gained=[100 * MIB] * 4)
@@ -189,6 +189,7 @@ def test_one_pod_that_misbehaves_costs_the_others_nothing(box: Box) -> None:
     reasons = {item["name"]: item["reason"] for item in box.status()["details"] if item["name"].startswith("bad")}
     assert reasons["bad-huge"] == "TooLarge"
     assert reasons["bad-slow"] == reasons["bad-dripping"] == "TimedOut"
+    assert reasons["bad-error"] == reasons["bad-deep"]
     assert reasons["bad-absurd"] == reasons["bad-nonsense"] == "Nonsense"
     assert operator.metric("refork_operator_polls_total", result="TooLarge") >= 1
 
