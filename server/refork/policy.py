@@ -19,6 +19,3 @@ class Policy:
     max_generations: int = 0
     max_growth: float = math.inf
     schedule: tuple[int, ...] = ()
-    backoff: float = 0.5
-    max_backoff: float = 30.0
-    cooldown: float = 60.0

@@ -236,7 +236,7 @@ def test_the_schedule_of_request_counts_has_one_entry_a_generation() -> None:
 
 def test_an_automatic_refork_that_failed_is_not_tried_again_at_once() -> None:
     """It backs off; a person may still ask."""
-    world = booted(policy=Policy(canary_seconds=0, schedule=(10,), cooldown=60))
+    world = booted(policy=Policy(canary_seconds=0, schedule=(10,)))
     world.behave = always(decisions.PromoteWorker, Behaviour.REFUSE)
     for _ in range(20):
         world.tell(facts.RequestsCounted(dict.fromkeys(world.machine.population.workers, 10)))
