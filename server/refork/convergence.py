@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 from refork.population import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from refork.orders import Orders
     from refork.population import Mold, Worker
 
@@ -103,5 +101,5 @@ def _drain_replaced(orders: Orders, aim: Aim) -> None:
             orders.drain(worker)
 
 
-def _to_replace(orders: Orders, aim: Aim) -> Iterator[Worker]:
-    yield from [worker for worker in orders.population.workers.values() if aim.misses(worker)]
+def _to_replace(orders: Orders, aim: Aim) -> list[Worker]:
+    return [worker for worker in orders.population.workers.values() if aim.misses(worker)]

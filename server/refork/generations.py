@@ -215,7 +215,7 @@ class Generations:
 
     def _mold_gone(self, fact: facts.MoldGone) -> None:
         mold = self.population.molds.pop(fact.generation, None)
-        for worker in [w for w in self.population.workers.values() if w.generation == fact.generation]:
+        for worker in self.population.of(fact.generation):
             if worker.stage is Stage.FORKING:
                 del self.population.workers[worker.id]
         if mold is None or self.phase is Phase.STOPPING:
@@ -231,13 +231,13 @@ class Generations:
     # --- facts about workers ------------------------------------------------------------------------------------------
 
     def _worker_born(self, fact: facts.WorkerBorn) -> None:
-        worker = self.population.workers.get(fact.worker)
+        worker = self.population.worker(fact.worker)
         if worker is not None and worker.stage is Stage.FORKING:
             worker.stage = Stage.BOOTING
             worker.deadline = self._now + self.policy.spawn_timeout
 
     def _worker_ready(self, fact: facts.WorkerReady) -> None:
-        worker = self.population.workers.get(fact.worker)
+        worker = self.population.worker(fact.worker)
         if worker is None or not worker.booting:
             return
         worker.stage = Stage.READY
@@ -284,14 +284,14 @@ class Generations:
             self._enter(Phase.SEALING, deadline=rollout.deadline - self._now)
 
     def _promotion_refused(self, fact: facts.PromotionRefused) -> None:
-        worker = self.population.workers.get(fact.worker)
+        worker = self.population.worker(fact.worker)
         if worker is not None:
             self._orders.expect_end(worker)
         if self.rollout is not None and self.rollout.promoted == fact.worker:
             self._abort(fact.reason)
 
     def _tried(self, fact: facts.Tried) -> None:
-        worker = self.population.workers.get(fact.worker)
+        worker = self.population.worker(fact.worker)
         if worker is not None:
             self._orders.expect_end(worker)
         if self.rollout is not None and self.rollout.promoted == fact.worker:
@@ -329,7 +329,7 @@ class Generations:
             self._garbage.measured(mold)
 
     def _worker_overdue(self, fact: facts.WorkerOverdue) -> None:
-        worker = self.population.workers.get(fact.worker)
+        worker = self.population.worker(fact.worker)
         if worker is not None and worker.stage is Stage.READY:
             worker.overdue = True
 
@@ -355,7 +355,7 @@ class Generations:
         if index >= len(self.policy.schedule) or self._rollouts.holds(self._now) or self.refusal():
             return
         limit = self.policy.schedule[index]
-        due = (w.id for w in self.population.promotable(None) if w.generation == self.current)
+        due = (w.id for w in self.population.promotable() if w.generation == self.current)
         if any(fact.requests.get(worker, 0) >= limit for worker in due):
             self._refork_requested(facts.ReforkRequested(Trigger.REQUESTS, fact.requests))
 
