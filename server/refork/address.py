@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 # sockaddr_un.sun_path has 108 bytes, one of which ends a path or begins an abstract name (unix(7)).
 _LONGEST_NAME = 107
-_HIGHEST_PORT = 65535
+HIGHEST_PORT = 65535
 
 _PORT = re.compile(r"[0-9]{1,5}")
 _PREFIX = "refork/"
@@ -84,7 +84,7 @@ def parse(text: str) -> UnixAddress | TcpAddress:
     if text.startswith(("unix:", "@", "/")):
         return parse_unix(text)
     host, colon, port = text.rpartition(":")
-    if not colon or not _PORT.fullmatch(port) or int(port) > _HIGHEST_PORT:
+    if not colon or not _PORT.fullmatch(port) or int(port) > HIGHEST_PORT:
         raise AddressError(f"no address: {text!r}; write HOST:PORT, :PORT or unix:/ABSOLUTE/PATH")
     if host.startswith("[") and host.endswith("]"):
         return TcpAddress(host[1:-1], int(port))

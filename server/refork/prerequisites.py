@@ -10,14 +10,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from refork.address import HIGHEST_PORT
 from refork.errors import ConfigurationError
 from refork.refusals import is_set
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import NoReturn
-
-_HIGHEST_PORT = 65535
 
 
 def verify(cfg: Any) -> None:
@@ -35,8 +33,8 @@ def verify(cfg: Any) -> None:
 
 def _about_addresses(cfg: Any) -> Iterator[str]:
     for address in cfg.address:
-        if isinstance(address, tuple) and not 0 <= address[1] <= _HIGHEST_PORT:
-            yield f"--bind: {address[1]} is no port: write one from 1 to {_HIGHEST_PORT}, or 0 for any that is free"
+        if isinstance(address, tuple) and not 0 <= address[1] <= HIGHEST_PORT:
+            yield f"--bind: {address[1]} is no port: write one from 1 to {HIGHEST_PORT}, or 0 for any that is free"
         elif address == "":
             yield "--bind: 'unix:' names no file: write unix:PATH"
 
@@ -59,14 +57,16 @@ def _about_logs(cfg: Any) -> Iterator[str]:
 def _about_tls(cfg: Any) -> Iterator[str]:
     import ssl  # noqa: PLC0415 - only who serves it needs it
 
+    from refork.tls import no_password  # noqa: PLC0415 - as above
+
     if not cfg.certfile:
         yield "--keyfile is of no use alone: set --certfile too"
         return
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     pair = f"certfile {cfg.certfile!r}" + (f" and keyfile {cfg.keyfile!r}" if cfg.keyfile else "")
     try:
-        context.load_cert_chain(cfg.certfile, cfg.keyfile, password=_refuse_password)
-    except _EncryptedKeyError:
+        context.load_cert_chain(cfg.certfile, cfg.keyfile, password=no_password)
+    except ValueError:
         yield f"the key of {pair} is encrypted, and nobody is there to be asked for its password: decrypt it"
     except OSError as error:
         yield f"{pair} cannot be used: {_reason(error)}; check --certfile and --keyfile"
@@ -80,14 +80,6 @@ def _about_tls(cfg: Any) -> Iterator[str]:
             context.set_ciphers(cfg.ciphers)
     except OSError as error:
         yield f"ciphers {cfg.ciphers!r} cannot be used: {_reason(error)}; check --ciphers"
-
-
-class _EncryptedKeyError(Exception):
-    """A password was asked for."""
-
-
-def _refuse_password() -> NoReturn:
-    raise _EncryptedKeyError
 
 
 def _reason(error: Exception) -> str:

@@ -11,6 +11,8 @@ import ssl
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from refork.endpoint import Log
 
 type _Stamp = tuple[tuple[int, int, int, int], ...]
@@ -55,8 +57,7 @@ class Certificates:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-        # Without a function for it, OpenSSL would ask the terminal for the password of an encrypted key.
-        context.load_cert_chain(self._certfile, self._keyfile or None, password=_no_password)
+        context.load_cert_chain(self._certfile, self._keyfile or None, password=no_password)
         if self._client_ca:
             context.load_verify_locations(self._client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
@@ -85,7 +86,12 @@ def subject(certificate: object) -> str:
     return ",".join(names) or "unnamed"
 
 
-def _no_password() -> str:
+def no_password() -> NoReturn:
+    """Give no password for an encrypted key, of which OpenSSL would ask the terminal otherwise.
+
+    Raises:
+        ValueError: in any case; ``load_cert_chain`` passes it on.
+    """
     raise ValueError("the key is encrypted")
 
 
