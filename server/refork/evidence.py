@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from refork import fork_safety
@@ -53,15 +54,14 @@ def collect(
     """Look at this process; ``own`` are refork's descriptors, ``patience`` is for threads."""
     threads, native = _settled_threads(patience)
     ours = {*own, *_of_log(log), *_of_resource_tracker()}
-    if threads or _connections(ours) or any(_databases(ours)) or any(_kernel(ours)) or any(_pipes(ours)):
+    opened = _opened(ours)
+    if threads or opened != Facts():
         gc.collect()
-    return Facts(
+        opened = _opened(ours)
+    return replace(
+        opened,
         threads=threads,
         native=native,
-        connections=_connections(ours),
-        databases=tuple(_databases(ours)),
-        kernel=tuple(_kernel(ours)),
-        pipes=tuple(_pipes(ours)),
         devices=tuple(Descriptor(fd, link) for fd, link in _strange(ours) if link.startswith(_GRAPHICS)),
         children=_children(),
         loops=_running_loops(),
@@ -69,6 +69,16 @@ def collect(
         marks=fork_safety.marks(),
         sections=sections,
         modules=frozenset(name for name in sys.modules if "." not in name),
+    )
+
+
+def _opened(ours: set[int]) -> Facts:
+    """Look at what garbage may still hold open."""
+    return Facts(
+        connections=_connections(ours),
+        databases=tuple(_databases(ours)),
+        kernel=tuple(_kernel(ours)),
+        pipes=tuple(_pipes(ours)),
     )
 
 
