@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from refork.address import AddressError
-from refork.tls import no_password
 
 SCHEMES = ("https://", "http://")
 
@@ -87,7 +86,7 @@ def connection(remote: Remote, *, timeout: float) -> http.client.HTTPConnection:
     try:
         context = ssl.create_default_context(cafile=remote.ca or None)
         if remote.cert:
-            context.load_cert_chain(remote.cert, remote.key or None, password=no_password)
+            context.load_cert_chain(remote.cert, remote.key or None, password=_no_password)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         files = " ".join(file for file in (remote.ca, remote.cert, remote.key) if file)
         raise AddressError(f"certificates of {files} cannot be used: {_words(error)}") from error
@@ -116,6 +115,10 @@ def about_tls(error: ssl.SSLError) -> str:
     """Say why there was no TLS connection, and what to do if that can be told."""
     advice = "; if the server speaks none, write http://" if error.reason == "WRONG_VERSION_NUMBER" else ""
     return f"no TLS connection: {_words(error)}{advice}"
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted")
 
 
 def _words(error: Exception) -> str:
