@@ -66,10 +66,13 @@ class Terminal:
             self.output += os.read(self.master, 65536)
 
     def end(self) -> int:
-        """Wait until it has ended; read what it wrote last."""
-        code = self.process.wait(PATIENCE)
+        """Read what it writes until it has ended: a terminal that nobody reads stops who writes to it."""
+        deadline = time.monotonic() + PATIENCE
+        while self.process.poll() is None and time.monotonic() < deadline:
+            if select.select([self.master], [], [], 0.05)[0]:
+                self.output += os.read(self.master, 65536)
         self.drain()
-        return code
+        return self.process.wait(0)
 
     @property
     def is_as_before(self) -> bool:
@@ -204,7 +207,8 @@ def test_it_outlives_the_server(terminal: Terminal, server: Running, tmp_path: P
     terminal.wait_for("trying again")
     again = launch(tmp_path / "log again", "--control", server.control)
     try:
-        terminal.wait_for("sorted by slot")
+        terminal.press("ry")
+        terminal.wait_for("refork to generation 2 begins")
         terminal.press("q")
         assert terminal.end() == 0
         assert terminal.is_as_before
