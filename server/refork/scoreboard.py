@@ -22,24 +22,35 @@ SIZE = ROWS * CELLS * WORD
 
 
 class Cell(IntEnum):
-    """What stands where in a row. The heartbeat is ``time.monotonic_ns()``."""
+    """What stands where in a row. The heartbeat is ``time.monotonic_ns()``; requests and errors are answered ones."""
 
     HEARTBEAT = 0
     REQUESTS = 1
     ERRORS = 2
-    IN_FLIGHT = 3
+    BEGUN = 3
 
 
 class Row:
-    """One worker's counters. Increments are safe among threads that share the GIL."""
+    """One process's row: it writes, the monitor reads.
 
-    __slots__ = ("_cells",)
+    What it counts it keeps itself as well, because to read a cell takes longer than to write one, and this is done for
+    each request. Increments are safe among threads that share the GIL: nothing that is done to one lets go of it.
+    """
+
+    __slots__ = ("_answered", "_begun", "_cells", "_failed")
 
     def __init__(self, cells: memoryview) -> None:
         self._cells = cells
+        self._begun = self._answered = self._failed = 0
 
     def __getitem__(self, cell: Cell) -> int:
         return int(self._cells[cell])
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are being handled. What is read first is not ahead of what is read last."""
+        answered = self[Cell.REQUESTS]
+        return self[Cell.BEGUN] - answered
 
     def beat(self) -> None:
         """Tell the monitor that the worker is alive."""
@@ -47,15 +58,18 @@ class Row:
 
     def begin(self) -> None:
         """Count a request that is being handled."""
-        self._cells[3] += 1
+        self._begun += 1
+        self._cells[3] = self._begun
 
-    def end(self, *, error: bool) -> None:
-        """Count a request that has been answered; ``error``: with a 5xx, or not at all."""
-        cells = self._cells
-        cells[3] -= 1
-        cells[1] += 1
-        if error:
-            cells[2] += 1
+    def fail(self) -> None:
+        """Count that a request is answered with a 5xx, or not at all."""
+        self._failed += 1
+        self._cells[2] = self._failed
+
+    def end(self) -> None:
+        """Count a request that has been answered."""
+        self._answered += 1
+        self._cells[1] = self._answered
 
     def clear(self) -> None:
         """Hand the row to a new process."""

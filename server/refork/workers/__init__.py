@@ -58,8 +58,10 @@ def count_requests(cfg: Any) -> None:
         pre_request(worker, req)
 
     def end(worker: Any, req: Any, environ: Any, resp: Any) -> None:
-        status = str(getattr(resp, "status", None) or 500)
-        worker.tmp.row.end(error=status.startswith("5"))
+        row = worker.tmp.row
+        if str(getattr(resp, "status", None) or 500).startswith("5"):
+            row.fail()
+        row.end()
         post_request(worker, req, environ, resp)
 
     cfg.set("pre_request", begin)

@@ -22,21 +22,23 @@ def counted(app: Application, row: Row) -> Application:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        error = False
+        failed = False
 
         def observing(message: Event) -> Awaitable[None]:
-            nonlocal error
-            if message["type"] == "http.response.start":
-                error = message["status"] >= 500  # noqa: PLR2004 - a status class, not a magic value
+            nonlocal failed
+            if "status" in message:  # of the three that a server is sent, the one that begins a response
+                failed = message["status"] >= 500  # noqa: PLR2004 - a status class, not a magic value
             return send(message)
 
         row.begin()
         try:
             await app(scope, receive, observing)
         except Exception:
-            error = True
+            failed = True
             raise
         finally:
-            row.end(error=error)
+            if failed:
+                row.fail()
+            row.end()
 
     return counting
