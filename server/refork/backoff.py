@@ -29,11 +29,9 @@ class Backoff:
     def failed(self, now: float, *, lived: float = 0.0, longest: float = math.inf) -> None:
         """Take note of a failure; ``lived``: for how long it had looked like a success.
 
-        What fails while the next attempt is not due yet failed with the last one. What has lived for longer than the
-        wait is the first failure of a new row: however often it is ended from outside, the waits do not add up.
+        What has lived for longer than the wait is the first failure of a new row: however often it is ended from
+        outside, the waits do not add up.
         """
-        if self.holds(now, longest=longest):
-            return
         self.failures = 1 if lived > self.wait(longest=longest) else self.failures + 1
         self._failed_at = now
 

@@ -552,8 +552,12 @@ class Generations:
         return self._next_rollout - 1
 
     def _boot_ended(self, *, lived: float = 0.0) -> None:
-        """Take note of a boot that came to nothing, or of a mold that has ended after it had ``lived`` for a while."""
-        self._boots.failed(self._now, lived=lived, longest=self._longest_wait())
+        """Take note of a boot that came to nothing, or of a mold that has ended after it had ``lived`` for a while.
+
+        The slots are filled all at once: what fails while the next attempt is not due yet has failed with the last one.
+        """
+        if not self._held_back():
+            self._boots.failed(self._now, lived=lived, longest=self._longest_wait())
         failures = self._boots.failures
         if self._served and failures >= FAILURES_IN_A_ROW and not self.population.anybody_ready():
             self._give_up(f"{failures} boots in a row have failed, and no worker is left", WORKER_BOOT_ERROR)

@@ -39,14 +39,6 @@ def test_a_success_ends_the_row() -> None:
     assert backoff.wait() == 0.5
 
 
-def test_what_fails_while_the_next_attempt_is_not_due_has_failed_with_the_last() -> None:
-    """Many slots that fail at one moment are one attempt."""
-    backoff = Backoff(first=0.5, longest=30.0)
-    for number in range(20):
-        backoff.failed(0.01 * number)
-    assert backoff.failures == 1
-
-
 def test_what_has_lived_for_longer_than_the_wait_is_the_first_of_a_new_row() -> None:
     """What is ended from outside had not failed to begin."""
     backoff = Backoff(first=0.5, longest=30.0)

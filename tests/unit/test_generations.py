@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from refork import decisions, facts
 from refork.api import Outcome, Phase, Refusal, RolloutKind, Trigger
 from refork.convergence import BREATH
-from refork.generations import LONGEST_OUTAGE
+from refork.generations import COOLDOWN, LONGEST_OUTAGE
 from refork.policy import Policy
 from refork.population import Stage
 from refork.workers import WORKER_BOOT_ERROR
@@ -245,6 +245,25 @@ def test_an_automatic_refork_that_failed_is_not_tried_again_at_once() -> None:
     world.refork()
     world.settle()
     assert len(world.outcomes) == 2
+
+
+def test_one_that_a_person_asked_for_and_that_failed_too_puts_off_the_next_automatic_one() -> None:
+    """It was an attempt like any other: what it found is as new as it gets."""
+    world = booted(policy=Policy(canary_seconds=0, schedule=(10,)))
+    world.behave = always(decisions.PromoteWorker, Behaviour.REFUSE)
+    world.tell(facts.RequestsCounted(dict.fromkeys(world.machine.population.workers, 10)))
+    world.run(COOLDOWN / 2)
+    world.refork()
+    world.run(1)
+    assert len(world.outcomes) == 2
+    world.run(COOLDOWN)
+    world.tell(facts.RequestsCounted(dict.fromkeys(world.machine.population.workers, 10)))
+    world.run(1)
+    assert len(world.outcomes) == 2
+    world.run(COOLDOWN)
+    world.tell(facts.RequestsCounted(dict.fromkeys(world.machine.population.workers, 10)))
+    world.run(1)
+    assert len(world.outcomes) == 3
 
 
 def test_past_the_generation_limit_a_refork_is_a_rebase() -> None:
