@@ -2,8 +2,10 @@
 
 It decides whether a connection is kept when it writes the headers of a response and once more when the response is
 complete. A stop in between turns an announced keep-alive into a close, and a client that has sent its next request
-loses it. Here a stop begins with a drain: while it lasts the worker counts as alive, every response that begins
-announces ``Connection: close``, and what was announced is kept to. Idle connections are closed after ``drain_seconds``.
+loses it. Here a stop begins with a drain: while it lasts the worker counts as alive, a request that is under way is
+answered as if nothing were, every later one with ``Connection: close``, and a connection that has been idle for
+``drain_seconds`` is closed. All this is done to connections when the drain begins: until then they are gunicorn's own,
+and cost what they cost there.
 
 And, if asked to, what lifespan startup has loaded is carried across the promotion.
 """
@@ -11,6 +13,7 @@ And, if asked to, what lifespan startup has loaded is carried across the promoti
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -24,21 +27,25 @@ from refork.workers.sections import sections_left
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from refork.workers.counting import Application, Event, Receive, Send
+
 POLL = 0.02
 """Seconds between two looks at what is still open."""
 
 
 class _Protocol(ASGIProtocol):  # type: ignore[misc]
-    """A connection that its worker knows of, and that decides once a request whether it is to be closed."""
+    """A connection that its worker knows of."""
 
-    _decided: Any = None
-    _closing = False
     made = False
     """Whether it is there: with TLS that is only after the handshake."""
+    _under_way: Any = None
+    """The request that was handled when the drain began: what its response has announced nobody knows."""
 
     def __init__(self, worker: Any) -> None:
         super().__init__(worker)
         worker.connections.add(self)
+        if worker.draining:
+            self.drain()
 
     @property
     def serves_http1(self) -> bool:
@@ -49,14 +56,27 @@ class _Protocol(ASGIProtocol):  # type: ignore[misc]
         self.made = True
         super().connection_made(transport)
 
-    def _will_close(self, request: Any, response_requires_close: bool) -> bool:  # noqa: FBT001 - gunicorn's signature
-        if self._decided is not request:
-            self._decided, self._closing = request, self.worker.draining
-        return self._closing or super()._will_close(request, response_requires_close)
+    def drain(self) -> None:
+        """Let the response to the next request be the last."""
+        self._under_way = self._current_request
+        self.__class__ = _Draining
 
-    def close_if_idle(self) -> None:
-        """Close the connection if it waits for a request."""
-        if self._awaiting_request and not self._finishing_calls:
+
+class _Draining(_Protocol):
+    """A connection whose worker is to stop."""
+
+    _idle_since: float | None = None
+
+    def _will_close(self, request: Any, response_requires_close: bool) -> bool:  # noqa: FBT001 - gunicorn's signature
+        return request is not self._under_way or super()._will_close(request, response_requires_close)
+
+    def close_if_idle(self, *, now: float, longer_than: float) -> None:
+        """Close the connection if it has waited for a request for so many seconds, as far as this is called often."""
+        if not self._awaiting_request or self._finishing_calls:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        if self._idle_since is not None and now - self._idle_since >= longer_than:
             self._keepalive_timeout()
 
 
@@ -72,12 +92,12 @@ class Asgi:
     asgi: Any
     cfg: Any
     lifespan: Any
+    log: Any
     loop: asyncio.AbstractEventLoop
+    max_requests: int
     servers: Iterable[Any] = ()
     state: dict[str, Any]
     tmp: Any
-    _alive = True
-    _quick_shutdown = False
     _main: asyncio.Task[Any] | None = None
     _drainer: asyncio.Task[Any] | None = None
 
@@ -85,22 +105,6 @@ class Asgi:
         self.draining = False
         super().__init__(*args, **kwargs)
         self.connections: WeakSet[_Protocol] = WeakSet()
-
-    @property
-    def alive(self) -> bool:
-        """Whether the serving loop goes on."""
-        return self._alive
-
-    @alive.setter
-    def alive(self, value: bool) -> None:
-        """Let the loop end; at ``max_requests`` gunicorn does so at once, which has to be a drain as any other."""
-        if value or self._quick_shutdown or not self._may_drain():
-            self._alive = value
-        else:
-            self.handle_exit_signal()
-
-    def _may_drain(self) -> bool:
-        return bool(self.servers) and self._main is not None and not self.draining
 
     def load_wsgi(self) -> None:
         """Load the application, and count its requests."""
@@ -110,10 +114,28 @@ class Asgi:
             self.state.update(kept.state)
             self.asgi = kept.without_lifespan(self.asgi)
         self.asgi = counted(self.asgi, self.tmp.row)
+        if self.max_requests < sys.maxsize:
+            self.asgi = self._limited(self.asgi, self.max_requests)
+            self.max_requests = sys.maxsize
+
+    def _limited(self, app: Application, left: int) -> Application:
+        """Return an application that begins a drain after so many requests: gunicorn's worker would just stop."""
+
+        async def limited(scope: Event, receive: Receive, send: Send) -> None:
+            nonlocal left
+            try:
+                await app(scope, receive, send)
+            finally:
+                left -= scope["type"] == "http"
+                if left <= 0 and not self.draining:
+                    self.log.info("Autorestarting worker after current request.")
+                    self.handle_exit_signal()
+
+        return limited
 
     def handle_exit_signal(self) -> None:
         """Begin to drain; before there is anything to drain, just stop."""
-        if self._main is not None and self._may_drain():
+        if self._main is not None and self.servers and not self.draining:
             self.draining = True
             self._drainer = self.loop.create_task(self._drain(self._main))
         elif not self.draining:
@@ -122,12 +144,14 @@ class Asgi:
     async def _drain(self, main: asyncio.Task[Any]) -> None:
         for server in self.servers:
             server.close()
-        self.loop.call_later(self.cfg.drain_seconds, self._close_idle)
-        now = self.loop.time()
-        while self._open(handshakes=self.loop.time() < now + self.cfg.drain_seconds):
-            if self.loop.time() >= now + self.cfg.graceful_timeout:
-                break
+        for connection in list(self.connections):
+            connection.drain()
+        began = now = self.loop.time()
+        while self._open(handshakes=now < began + self.cfg.drain_seconds) and now < began + self.cfg.graceful_timeout:
+            for connection in list(self.connections):
+                connection.close_if_idle(now=now, longer_than=self.cfg.drain_seconds)
             await asyncio.sleep(POLL)
+            now = self.loop.time()
         await sections_left(self)
         self.alive = False
         main.cancel()  # the serving loop takes it for the end of its sleep between two heartbeats
@@ -146,9 +170,3 @@ class Asgi:
             keep(self.app.wsgi(), task=self.lifespan._task, state=self.state)  # type: ignore[attr-defined]  # noqa: SLF001
             self.lifespan = None
         await super()._shutdown()  # type: ignore[misc]
-
-    def _close_idle(self) -> None:
-        for connection in list(self.connections):
-            connection.close_if_idle()
-        if self.draining and self.alive:  # those that were busy may be idle by the next time
-            self.loop.call_later(POLL, self._close_idle)
