@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 WORKER_BOOT_ERROR = 3
 """gunicorn's ``Arbiter.WORKER_BOOT_ERROR``."""
 
+SERVER_ERROR = 500
+"""The least status of an answer that is the server's fault, and what no answer counts as (RFC 9110, 15.6)."""
+
 _MIXINS = {
     "gunicorn.workers.gthread.ThreadWorker": ("refork.workers.gthread", "Gthread"),
     "gunicorn.workers.gasgi.ASGIWorker": ("refork.workers.asgi", "Asgi"),
@@ -59,7 +62,7 @@ def count_requests(cfg: Any) -> None:
 
     def end(worker: Any, req: Any, environ: Any, resp: Any) -> None:
         row = worker.tmp.row
-        if str(getattr(resp, "status", None) or 500).startswith("5"):
+        if (getattr(resp, "status_code", None) or SERVER_ERROR) >= SERVER_ERROR:
             row.fail()
         row.end()
         post_request(worker, req, environ, resp)

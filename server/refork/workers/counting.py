@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from refork.workers import SERVER_ERROR
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
@@ -27,7 +29,7 @@ def counted(app: Application, row: Row) -> Application:
         def observing(message: Event) -> Awaitable[None]:
             nonlocal failed
             if "status" in message:  # of the three that a server is sent, the one that begins a response
-                failed = message["status"] >= 500  # noqa: PLR2004 - a status class, not a magic value
+                failed = message["status"] >= SERVER_ERROR
             return send(message)
 
         row.begin()
