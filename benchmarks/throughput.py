@@ -1,12 +1,12 @@
 """Requests a second, and latency during a refork: each reforking worker class against gunicorn with the same class.
 
-Two cores and neighbours make a noisy scale, so: the load runs on one core and the servers on the other; both servers
-are up and take turns in short runs, the one that begins alternating, and each pair of runs gives one ratio, so that
-whatever slows the machine slows both; servers are started afresh several times, because the layout of memory differs
-from start to start; and the median of all ratios counts. Beside it stands the same ratio per second of the processor
-time that the server used, which neighbours move less. ``--null`` puts gunicorn on both sides and shows what is left of
-the noise; pairs that other programs disturbed are taken again. The application answers two bytes: a real one would
-hide the server.
+Two cores and neighbours make a noisy scale, and whoever measures one server after the other measures the neighbours. So
+both servers work at the same time: they share one core, and the load runs on the other. Each answers as many requests
+as it can with the processor time it gets, and a run gives one ratio, that of the requests for each second of processor
+time, all processes of a server counted: whatever slows the machine slows both. Servers are started afresh several
+times, because the layout of memory differs from start to start; the median of all ratios counts. ``--null`` puts
+gunicorn on both sides and shows what is left of the noise. The application answers two bytes: a real one would hide the
+server.
 
 The latency is measured at a fixed rate of half the capacity, on all cores, with as many workers as gunicorn recommends
 (two for each core and one more) and the default settings: the p99 of everything answered between the refork signal and
@@ -17,9 +17,9 @@ start of a ``reforkctl`` would take half of this machine from both sides for a w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
-import resource
 import shutil
 import signal
 import statistics
@@ -28,6 +28,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks import _load
 from benchmarks._common import (
@@ -44,6 +45,9 @@ from benchmarks._common import (
     tree_cpu_seconds,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
 APPS = {
     "sync": "benchmarks._apps:wsgi",
     "gthread": "benchmarks._apps:wsgi",
@@ -56,9 +60,6 @@ LATENCY_WORKERS = 2 * (os.cpu_count() or 1) + 1
 CONNECTIONS = 16
 GENERATIONS = (1, 10)
 WARM_SECONDS = 0.5
-DISTURBED = 0.08
-"""Share of the machine that others may use beside a run. An idle system's own share is about a hundredth."""
-RETRIES = 1
 SUCCEEDED = " succeeded after "
 """What the log says at the end of a rollout."""
 
@@ -75,7 +76,7 @@ class Settings:
 
     Attributes:
         rounds: how often both servers are started.
-        pairs: pairs of runs at each generation of a round.
+        runs: how often both are compared at each generation of a round.
         seconds: length of one run.
         reforks: how many reforks the latency is measured over.
         contender: ``refork``, or ``gunicorn`` to see the noise.
@@ -83,48 +84,41 @@ class Settings:
 
     classes: tuple[str, ...]
     rounds: int
-    pairs: int
+    runs: int
     seconds: float
     reforks: int
     contender: str
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One short run.
+class Side:
+    """One server in one run.
 
     Attributes:
-        rps: requests a second.
-        per_cpu: requests a second of processor time that the server's processes used.
-        foreign: share of the machine's processor time that went to neither server nor load.
+        requests: that it answered.
+        cpu_seconds: that all its processes used for them.
     """
 
-    rps: float
-    per_cpu: float
-    foreign: float
+    requests: int
+    cpu_seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Requests for each second of processor time."""
+        return self.requests / self.cpu_seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """Two runs next to each other."""
+class Run:
+    """Both servers at the same time."""
 
-    gunicorn: Run
-    contender: Run
+    gunicorn: Side
+    contender: Side
 
     @property
     def ratio(self) -> float:
-        """Of requests a second; more than one: the contender is faster."""
-        return self.contender.rps / self.gunicorn.rps
-
-    @property
-    def disturbed(self) -> bool:
-        """Whether other programs ran beside one of the runs."""
-        return max(self.gunicorn.foreign, self.contender.foreign) > DISTURBED
-
-    @property
-    def cpu_ratio(self) -> float:
-        """Of requests a second of processor time: moved less by what else the machine does."""
-        return self.contender.per_cpu / self.gunicorn.per_cpu
+        """More than one: the contender is faster."""
+        return self.contender.rate / self.gunicorn.rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,72 +156,75 @@ def launch(kind: str, worker_class: str, *, cpus: tuple[int, ...]) -> Launch:
     )
 
 
-def wrk_rps(server: Server, *, seconds: float) -> float:
-    """One run of wrk; an error of any kind makes the comparison void."""
+@contextlib.contextmanager
+def wrk(server: Server, *, seconds: float) -> Iterator[Callable[[], int]]:
+    """Start wrk; the call waits for it, and tells how many were answered. An error makes the comparison void."""
     words = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", server.url()]
     load, _ = cores()
     if load:
         words = ["taskset", "--cpu-list", str(load[0]), *words]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    found = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
-    if found is None or "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
-        message = f"wrk met errors:\n{done.stdout}"
-        raise BenchmarkError(message)
-    return float(found[1])
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+
+        def answered() -> int:
+            printed, _ = process.communicate()
+            found = re.search(r"(\d+) requests in ", printed)
+            if process.returncode or found is None or "Non-2xx" in printed or "Socket errors" in printed:
+                message = f"wrk met errors:\n{printed}"
+                raise BenchmarkError(message)
+            return int(found[1])
+
+        yield answered
 
 
-def own_rps(server: Server, *, seconds: float) -> float:
-    """One run of our own client, where wrk is not installed."""
+@contextlib.contextmanager
+def own_client(server: Server, *, seconds: float) -> Iterator[Callable[[], int]]:
+    """The same with our own client, where wrk is not installed."""
     load, _ = cores()
-    plan = _load.Plan(url=server.url(), connections=CONNECTIONS, seconds=seconds, cpus=load)
-    report = _load.run(plan)
-    if report.failed_requests:
-        message = f"{server.launch.kind} failed requests: {report.notes}"
-        raise BenchmarkError(message)
-    return report.rps
+    with _load.start(_load.Plan(url=server.url(), connections=CONNECTIONS, seconds=seconds, cpus=load)) as process:
+
+        def answered() -> int:
+            report = process.wait()
+            if report.failed_requests:
+                message = f"{server.launch.kind} failed requests: {report.notes}"
+                raise BenchmarkError(message)
+            return report.requests
+
+        yield answered
 
 
-rps = wrk_rps if shutil.which("wrk") and shutil.which("taskset") else own_rps
+load_of = wrk if shutil.which("wrk") and shutil.which("taskset") else own_client
 
 
-def run(server: Server, *, seconds: float) -> Run:
-    """One run, with the processor time that it cost the server, and that others took."""
-    before = spent(server)
-    found = rps(server, seconds=seconds)
-    after = spent(server)
-    own, children, busy, taken = (then - now for now, then in zip(before, after, strict=True))
-    foreign = (busy - own - children) / taken / (os.cpu_count() or 1)
-    return Run(rps=found, per_cpu=found * taken / own, foreign=foreign)
+def warm(server: Server, *, seconds: float) -> None:
+    """Let every worker have worked."""
+    with own_client(server, seconds=seconds) as answered:
+        answered()
 
 
-def spent(server: Server) -> tuple[float, float, float, float]:
-    """Processor seconds of the server, of this program's ended children, and of the machine; and the time."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
-    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-    return tree_cpu_seconds(server.pid), children.ru_utime + children.ru_stime, busy, time.monotonic()
+def compare(servers: Sequence[Server], *, seconds: float) -> dict[Server, Side]:
+    """Load all at the same time."""
+    with contextlib.ExitStack() as stack:
+        before = {server: tree_cpu_seconds(server.pid) for server in servers}
+        loads = {server: stack.enter_context(load_of(server, seconds=seconds)) for server in servers}
+        answered = {server: each() for server, each in loads.items()}
+        return {server: Side(answered[server], tree_cpu_seconds(server.pid) - before[server]) for server in servers}
 
 
-def take_pairs(gunicorn: Server, contender: Server, *, settings: Settings) -> list[Pair]:
-    """Runs in turn, the first of each pair alternating; a pair that was disturbed is taken again, within reason."""
+def take_runs(gunicorn: Server, contender: Server, *, settings: Settings) -> list[Run]:
+    """Compare them as often as is wanted; who is loaded first alternates."""
     for server in (gunicorn, contender):
-        own_rps(server, seconds=WARM_SECONDS)
-    found: list[Pair] = []
-    for number in range(settings.pairs * (1 + RETRIES)):
+        warm(server, seconds=WARM_SECONDS)
+    found: list[Run] = []
+    for number in range(settings.runs):
         order = (gunicorn, contender) if number % 2 == 0 else (contender, gunicorn)
-        seen = {server: run(server, seconds=settings.seconds) for server in order}
-        found.append(Pair(seen[gunicorn], seen[contender]))
-        if sum(not pair.disturbed for pair in found) >= settings.pairs:
-            break
-    calm = [pair for pair in found if not pair.disturbed]
-    if len(calm) < settings.pairs:
-        say(f"warning: other programs keep this machine busy: {len(calm)} of {settings.pairs} pairs were undisturbed")
-    return calm if len(calm) >= settings.pairs else found
+        seen = compare(order, seconds=settings.seconds)
+        found.append(Run(seen[gunicorn], seen[contender]))
+    return found
 
 
-def throughput(worker_class: str, *, settings: Settings) -> dict[int, list[Pair]]:
-    """All pairs of one class, by generation."""
-    found: dict[int, list[Pair]] = {generation: [] for generation in GENERATIONS}
+def throughput(worker_class: str, *, settings: Settings) -> dict[int, list[Run]]:
+    """All runs of one class, by generation."""
+    found: dict[int, list[Run]] = {generation: [] for generation in GENERATIONS}
     _, cpus = cores()
     for number in range(settings.rounds):
         with (
@@ -239,11 +236,8 @@ def throughput(worker_class: str, *, settings: Settings) -> dict[int, list[Pair]
                 while now < generation:
                     advance(contender)
                     now += 1
-                found[generation] += take_pairs(gunicorn, contender, settings=settings)
-        ratios = "  ".join(
-            f"gen {each}: {ratio_of(pairs):.3f} ({cpu_ratio_of(pairs):.3f} per CPU second)"
-            for each, pairs in found.items()
-        )
+                found[generation] += take_runs(gunicorn, contender, settings=settings)
+        ratios = "  ".join(f"gen {each}: {ratio_of(runs):.3f}" for each, runs in found.items())
         say(f"{worker_class}, round {number + 1} of {settings.rounds}: {ratios}")
     return found
 
@@ -251,18 +245,13 @@ def throughput(worker_class: str, *, settings: Settings) -> dict[int, list[Pair]
 def advance(server: Server) -> None:
     """One generation further, from a worker that is warm."""
     if server.launch.kind == "refork":
-        own_rps(server, seconds=0.2)
+        warm(server, seconds=0.2)
         server.refork()
 
 
-def ratio_of(pairs: list[Pair]) -> float:
-    """The median of the pairs' ratios."""
-    return statistics.median(pair.ratio for pair in pairs)
-
-
-def cpu_ratio_of(pairs: list[Pair]) -> float:
-    """The same of their processor time."""
-    return statistics.median(pair.cpu_ratio for pair in pairs)
+def ratio_of(runs: list[Run]) -> float:
+    """The median of the runs' ratios."""
+    return statistics.median(run.ratio for run in runs)
 
 
 def latency(worker_class: str, *, settings: Settings) -> Latency:
@@ -310,21 +299,21 @@ def watch_refork(server: Server) -> tuple[float, float, float]:
     return began, commanded, time.monotonic()
 
 
-def show(found: dict[str, dict[int, list[Pair]]], latencies: dict[str, Latency]) -> None:
+def show(found: dict[str, dict[int, list[Run]]], latencies: dict[str, Latency]) -> None:
     """Both tables."""
-    rows = [
-        (
-            f"{worker_class} gen {generation}",
-            f"{statistics.median(pair.gunicorn.rps for pair in pairs):.0f}",
-            f"{statistics.median(pair.contender.rps for pair in pairs):.0f}",
-            f"{ratio_of(pairs):.3f}",
-            f"{min(pair.ratio for pair in pairs):.3f} to {max(pair.ratio for pair in pairs):.3f}",
-            f"{cpu_ratio_of(pairs):.3f}",
-        )
-        for worker_class, generations in found.items()
-        for generation, pairs in generations.items()
-    ]
-    header = ("requests a second", "gunicorn", "refork", "median ratio", "all ratios", "per CPU second")
+    rows = []
+    for worker_class, generations in found.items():
+        for generation, runs in generations.items():
+            ratios = [run.ratio for run in runs]
+            low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+            rows.append((
+                f"{worker_class} gen {generation}",
+                f"{statistics.median(run.gunicorn.rate for run in runs):.0f}",
+                f"{statistics.median(run.contender.rate for run in runs):.0f}",
+                f"{middle:.3f}",
+                f"{low:.3f} to {high:.3f}",
+            ))  # fmt: skip
+    header = ("requests per CPU second", "gunicorn", "refork", "median ratio", "half of the ratios")
     print("\n" + table(header, rows) + "\n")
     for worker_class, generations in found.items():
         ratio = ratio_of(generations[GENERATIONS[-1]])
@@ -342,8 +331,8 @@ def parse() -> Settings:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
     parser.add_argument("--classes", nargs="+", choices=APPS, default=list(APPS))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1)
     parser.add_argument("--reforks", type=int, default=5)
     parser.add_argument("--null", action="store_true", help="gunicorn on both sides: the noise of this machine")
@@ -351,7 +340,7 @@ def parse() -> Settings:
     return Settings(
         classes=tuple(found.classes),
         rounds=found.rounds,
-        pairs=found.pairs,
+        runs=found.runs,
         seconds=found.seconds,
         reforks=found.reforks,
         contender="gunicorn" if found.null else "refork",
@@ -366,14 +355,11 @@ def main() -> int:
     latencies = {each: latency(each, settings=settings) for each in measured}
     show(found, latencies)
     figures: dict[str, float] = {
-        f"{name.rpartition('.')[2]}_gen{generation}_rps_ratio": round(ratio_of(pairs), 4)
+        f"{name.rpartition('.')[2]}_gen{generation}_rps_ratio": round(ratio_of(runs), 4)
         for name, generations in found.items()
-        for generation, pairs in generations.items()
+        for generation, runs in generations.items()
     }
     figures["rps_ratio"] = min(figures.values())
-    figures["rps_per_cpu_second_ratio"] = round(
-        min(cpu_ratio_of(pairs) for generations in found.values() for pairs in generations.values()), 4
-    )
     if not latencies:
         return conclude("throughput-null", figures, {"rps_ratio": TARGETS["rps_ratio"]})
     figures |= {f"{name.rpartition('.')[2]}_p99_ratio": round(each.ratio, 3) for name, each in latencies.items()}
