@@ -383,6 +383,38 @@ def test_an_error_in_the_application_is_an_answer_and_is_counted(serve: Serve) -
     assert status.workers[0].errors == 1
 
 
+ANSWERS = """
+START, BODY = "http.response.start", "http.response.body"
+
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        raise NotImplementedError
+    path = scope["path"]
+    if path == "/raised":
+        raise ZeroDivisionError
+    failed = path in ("/said", "/said-and-raised")
+    length = b"6" if path == "/broken-off" else b"2"
+    await send({"type": START, "status": 503 if failed else 200, "headers": [(b"content-length", length)]})
+    await send({"type": BODY, "body": b"ok", "more_body": path == "/broken-off"})
+    if path in ("/said-and-raised", "/broken-off"):
+        raise ZeroDivisionError
+"""
+
+
+@pytest.mark.parametrize("kind", [kind for kind, app in KINDS if app == ASGI])
+def test_the_errors_of_an_asgi_application_are_counted_once_each(serve: Serve, kind: str) -> None:
+    """Said with a status, raised before an answer or in the middle of it, or several of these at once."""
+    server = serve("-k", kind, app=ANSWERS, workers=1, traces=True)
+    for requests, path in enumerate(("/", "/said", "/raised", "/said-and-raised", "/"), start=1):
+        assert server.get(path).status in (200, 500, 503)
+        server.wait_status(lambda s, n=requests: s.workers[0].requests == n, what=f"the answer to {path}")
+    with pytest.raises(http.client.IncompleteRead):
+        server.get("/broken-off")
+    status = server.wait_status(lambda s: s.workers[0].requests == 6, what="the broken answer")
+    assert status.workers[0].errors == 4
+    assert status.workers[0].in_flight == 0
+
+
 # --- containers -------------------------------------------------------------------------------------------------------
 
 
