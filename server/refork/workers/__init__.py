@@ -50,8 +50,8 @@ def adapt(worker_class: type) -> type:
 def count_requests(cfg: Any) -> None:
     """Count requests where gunicorn offers it: around its own hooks, which keep their meaning.
 
-    The ASGI classes count around the application instead (``counts_its_requests``), because with a ``post_request``
-    hook gunicorn's own holds back the next request of a connection until the last one's background tasks are done.
+    The ASGI classes count for themselves (``counts_its_requests``), because with a ``post_request`` hook gunicorn's own
+    holds back the next request of a connection until the last one's background tasks are done.
     """
     pre_request: Callable[..., Any] = cfg.pre_request
     post_request: Callable[..., Any] = cfg.post_request
