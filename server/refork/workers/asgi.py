@@ -74,13 +74,14 @@ class _Protocol(ASGIProtocol):  # type: ignore[misc]
     ) -> bool:
         if complete is None:
             complete = self.worker.loop.create_future()
-        self._row.begin()
+        row = self._row
+        row.begin()
         try:
             return await super()._handle_http_request(request, sockname, peername, complete)  # type: ignore[no-any-return]
         finally:
-            if not complete.done() and not self._closed and self._failed is not request:
-                self._row.fail()
-            self._row.end()
+            if not (complete.done() or self._closed or self._failed is request):
+                row.fail()
+            row.end()
 
     def _send_response_start(
         self,
