@@ -173,17 +173,19 @@ class Asgi:
 
     def handle_exit_signal(self) -> None:
         """Begin to drain; before there is anything to drain, just stop."""
-        if self._main is not None and self.servers and not self.draining:
-            self.draining = True
-            self._drainer = self.loop.create_task(self._drain(self._main))
-        elif not self.draining:
+        if self.draining:
+            return
+        if self._main is None or not self.servers:
             super().handle_exit_signal()  # type: ignore[misc]
+            return
+        self.draining = True
+        for connection in list(self.connections):  # those to come do it by themselves
+            connection.drain()
+        self._drainer = self.loop.create_task(self._drain(self._main))
 
     async def _drain(self, main: asyncio.Task[Any]) -> None:
         for server in self.servers:
             server.close()
-        for connection in list(self.connections):
-            connection.drain()
         began = now = self.loop.time()
         while self._open(handshakes=now < began + self.cfg.drain_seconds) and now < began + self.cfg.graceful_timeout:
             for connection in list(self.connections):
