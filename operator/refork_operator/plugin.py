@@ -16,9 +16,11 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from refork_operator.names import GROUP, HANDLED_AT, OUTCOME, PAUSED, PLURAL, REQUESTED_AT
+from refork_operator.settings import seconds
 
 _KINDS = {
     "po": "pod", "pod": "pod", "pods": "pod",
@@ -316,6 +318,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[_whereabouts()],
     )
+    duration = partial(seconds, below=threading.TIMEOUT_MAX)  # time.sleep() takes no more
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     # What is not said after the command must not undo what was said before it.
     shared = [_whereabouts(argument_default=argparse.SUPPRESS)]
@@ -326,12 +329,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     command = commands.add_parser("now", parents=shared, help="refork a pod, or the pods of a workload in turn")
     command.add_argument("target", nargs="+", **target)
     command.add_argument("--wait", action="store_true", help="wait for the outcome; exit status 1 unless it succeeded")
-    command.add_argument("--timeout", type=_seconds, default=1800.0, help="seconds to wait (default: 1800)")
+    command.add_argument("--timeout", type=duration, default=1800.0, help="seconds to wait (default: 1800)")
     command.set_defaults(act=now)
     command = commands.add_parser("top", parents=shared, help="the pods that a refork would help most")
     command.add_argument("target", nargs="*", **target)
     command.add_argument("--once", action="store_true", help="show it once")
-    command.add_argument("--interval", type=_seconds, default=5.0, help="seconds between two looks (default: 5)")
+    command.add_argument("--interval", type=duration, default=5.0, help="seconds between two looks (default: 5)")
     command.set_defaults(act=top)
     options = parser.parse_args(argv)
     try:
@@ -360,13 +363,3 @@ def _target(words: list[str]) -> Target:
         said = " ".join(words)
         raise PluginError(f"{said!r}: write KIND/NAME, like deploy/web, sts/db, pod/web-0 or policy/web")
     return Target(_KINDS[kind.lower()], name)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < threading.TIMEOUT_MAX:
-        raise argparse.ArgumentTypeError(f"{text!r}: a number of seconds is needed, more than 0")
-    return seconds

@@ -164,7 +164,7 @@ class _Group:
         self._group.add_argument(flag, default=self._default(flag), help=_help(flag, text), metavar="TEXT")
 
     def number(self, flag: str, text: str) -> None:
-        self._group.add_argument(flag, type=_positive, default=self._default(flag), help=_help(flag, text), metavar="S")
+        self._group.add_argument(flag, type=seconds, default=self._default(flag), help=_help(flag, text), metavar="S")
 
     def whole(self, flag: str, text: str) -> None:
         self._group.add_argument(flag, type=_count, default=self._default(flag), help=_help(flag, text), metavar="N")
@@ -211,12 +211,13 @@ def _help(flag: str, text: str) -> str:
     return (text + shown).replace("%", "%%")
 
 
-def _positive(text: str) -> float:
+def seconds(text: str, *, below: float = 1e6) -> float:
+    """Read an option; nobody waits for twelve days. Raises ArgumentTypeError."""
     try:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 < number < 1e6:  # noqa: PLR2004 - nobody waits for twelve days
+    if not 0 < number < below:
         raise argparse.ArgumentTypeError(f"{text!r}: a number of seconds is needed, more than 0")
     return number
 
