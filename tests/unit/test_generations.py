@@ -225,11 +225,16 @@ def test_a_crashed_worker_is_forked_anew_from_the_warm_mold() -> None:
     assert world.decided[-1] == decisions.ForkWorker(4, 2, 0)
 
 
+def count(world: World, requests: int) -> None:
+    """Every worker has answered so many."""
+    world.tell(facts.RequestsCounted(dict.fromkeys(world.machine.population.workers, requests)))
+
+
 def test_the_schedule_of_request_counts_has_one_entry_a_generation() -> None:
     """The first entry counts for the generation that was loaded, the next for the one after, and then no more."""
     world = booted(policy=Policy(canary_seconds=0, schedule=(10, 50)))
     for served, expected in ((9, 0), (10, 1), (49, 1), (50, 2), (10_000, 2)):
-        world.tell(facts.RequestsCounted(dict.fromkeys(world.machine.population.workers, served)))
+        count(world, served)
         world.settle()
         assert world.machine.current == expected
 
@@ -239,7 +244,7 @@ def test_an_automatic_refork_that_failed_is_not_tried_again_at_once() -> None:
     world = booted(policy=Policy(canary_seconds=0, schedule=(10,)))
     world.behave = always(decisions.PromoteWorker, Behaviour.REFUSE)
     for _ in range(20):
-        world.tell(facts.RequestsCounted(dict.fromkeys(world.machine.population.workers, 10)))
+        count(world, 10)
         world.run(1)
     assert len(world.outcomes) == 1
     world.refork()
@@ -251,17 +256,17 @@ def test_one_that_a_person_asked_for_and_that_failed_too_puts_off_the_next_autom
     """It was an attempt like any other: what it found is as new as it gets."""
     world = booted(policy=Policy(canary_seconds=0, schedule=(10,)))
     world.behave = always(decisions.PromoteWorker, Behaviour.REFUSE)
-    world.tell(facts.RequestsCounted(dict.fromkeys(world.machine.population.workers, 10)))
+    count(world, 10)
     world.run(COOLDOWN / 2)
     world.refork()
     world.run(1)
     assert len(world.outcomes) == 2
     world.run(COOLDOWN)
-    world.tell(facts.RequestsCounted(dict.fromkeys(world.machine.population.workers, 10)))
+    count(world, 10)
     world.run(1)
     assert len(world.outcomes) == 2
     world.run(COOLDOWN)
-    world.tell(facts.RequestsCounted(dict.fromkeys(world.machine.population.workers, 10)))
+    count(world, 10)
     world.run(1)
     assert len(world.outcomes) == 3
 
