@@ -178,7 +178,7 @@ def wrk(server: Server, *, seconds: float) -> Iterator[Callable[[], int]]:
 
 @contextlib.contextmanager
 def own_client(server: Server, *, seconds: float) -> Iterator[Callable[[], int]]:
-    """The same with our own client, where wrk is not installed."""
+    """The same with our own client: it is always there."""
     load, _ = cores()
     with _load.start(_load.Plan(url=server.url(), connections=CONNECTIONS, seconds=seconds, cpus=load)) as process:
 

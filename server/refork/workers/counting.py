@@ -28,7 +28,7 @@ def counted(app: Application, row: Row) -> Application:
 
         def observing(message: Event) -> Awaitable[None]:
             nonlocal failed
-            if "status" in message:  # of the three that a server is sent, the one that begins a response
+            if "status" in message:  # it begins a response, or is a hint (1xx) before that
                 failed = message["status"] >= SERVER_ERROR
             return send(message)
 
