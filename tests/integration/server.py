@@ -30,7 +30,7 @@ from refork.address import parse_unix
 from refork.ctl_client import Client, RefusedError, UnreachableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 SOURCES = os.pathsep.join([str(Path(refork.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
 PATIENCE = 40.0
@@ -142,11 +142,35 @@ async def app(scope, receive, send):
 _numbers = itertools.count()
 
 
+def _own_ports() -> Iterator[int]:
+    """Yield, over and over, ports that neither the kernel nor another process of this test run hands out.
+
+    Whoever connects, or binds to port 0, gets one of ``ip_local_port_range``: such a port may be somebody else's by the
+    time that a server is started there, or is asserted to have left it.
+    """
+    lowest_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    member = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = range(10_000 + member % 32, max(lowest_ephemeral, 20_000), 32)
+    start = os.getpid() % len(ports)
+    return itertools.cycle([*ports[start:], *ports[:start]])
+
+
+_ports = _own_ports()
+
+
 def free_port() -> int:
-    """Return a port that nobody uses at the moment."""
+    """Return a port that nobody uses, and that nobody is given before this process has used all its others."""
+    return next(port for port in _ports if _is_free(port))
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("0.0.0.0", port))
+        except OSError:
+            return False
+        return True
 
 
 def until(look: Callable[[], Any], *, what: str, seconds: float = PATIENCE) -> Any:
@@ -365,13 +389,7 @@ class Server:
 
     def port_is_free(self) -> bool:
         """Tell whether nobody listens on the server's port."""
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                sock.bind(("127.0.0.1", self.port))
-            except OSError:
-                return False
-            return True
+        return _is_free(self.port)
 
     def _assert_quiet(self) -> None:
         log = self.log()

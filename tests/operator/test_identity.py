@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
+from tests.integration.server import free_port
 from tests.operator.conftest import ROOT, Box, until
 from tests.operator.test_process import now, watching
-from tests.operator.test_real_servers import free_port
 from tests.unit.test_service_accounts import ISSUER, RSA_KEY, SUBJECT, published, signed
 
 if TYPE_CHECKING:

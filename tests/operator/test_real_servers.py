@@ -6,7 +6,6 @@ import base64
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.integration.server import free_port
 from tests.operator.conftest import ROOT, Box, until
 from tests.operator.test_process import MIB, now
 
@@ -74,14 +74,6 @@ def boot(directory: Path, address: str, *, http_port: int, control_port: int) ->
         stderr=(directory / f"{address}.log").open("wb"),
     )
     return Real(address, http_port, control_port, process)
-
-
-def free_port() -> int:
-    """Find a port that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("0.0.0.0", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @pytest.fixture
