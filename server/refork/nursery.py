@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _MOLD_COMMAND = "from refork.mold import main; main()"
 _TIME_WAS_UP = "killed, because its time was up"
+_NOT_WANTED = "killed, because nobody wants it any more"
 
 
 @dataclass(slots=True)
@@ -262,6 +263,7 @@ class Nursery:
     def _worker_born(self, worker: WorkerProcess, pid: int) -> None:
         worker.pid = pid
         if worker.doomed or worker.id not in self._machine.population.workers:
+            worker.doomed, worker.killed = True, worker.killed or _NOT_WANTED
             self._kill(pid, signal.SIGKILL)
         else:
             self._tell(facts.WorkerBorn(worker.id))

@@ -272,6 +272,27 @@ def test_quit_in_the_middle_of_a_refork_ends_everything(serve: Serve) -> None:
     assert server.stop(signal.SIGQUIT) == 0
 
 
+UNBORN = """
+def before_worker_fork(mold):
+    if os.path.exists("hold"):
+        gate("unborn")
+"""
+
+
+def test_a_worker_that_is_not_wanted_any_more_when_it_is_born_is_said_to_be_killed_for_that(serve: Serve) -> None:
+    """9: nobody is sent to look for what ran out of memory."""
+    server = serve(config=GATES + UNBORN, workers=1)
+    server.write("hold", "")
+    server.send(signal.SIGTTIN)
+    server.reached("unborn")
+    server.send(signal.SIGTERM)
+    server.wait_log("Handling signal: term")
+    server.open("unborn")
+    assert server.wait() == 0
+    assert "out of memory" not in server.log()
+    server.wait_log(r"\[INFO\] worker\[1\] gen=0 pid=\d+ ended: killed, because nobody wants it any more")
+
+
 def test_term_while_the_application_is_loaded_afresh_ends_everything(serve: Serve) -> None:
     """9: a rebase is a rollout too."""
     server = serve(app=LOADING)
