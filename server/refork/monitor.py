@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     from refork.rollout import Rollout
 
 IDLE_TICK = 1.0
-BUSY_TICK = 0.02
+BUSY_TICK = 0.1
+"""Seconds between two looks at the clock while something is under way; whatever happens wakes the monitor at once."""
 SECONDS_BETWEEN_STATUS_EVENTS = 2.0
 SECONDS_BETWEEN_UPKEEP = 1.0
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 SHARE = 0.004
 """Of one core. What is promised is 0.005: the rest is for what a look costs beside itself, in the event loop."""
 
-SHORTEST = 1.0
-"""Seconds between two regular looks at a process, however cheap they are."""
+SHORTEST = 5.0
+"""Seconds between two regular looks at a process, however cheap they are: who wants to know sooner asks."""
 
 CREDIT = 0.02
 """Seconds of processor time that a look which was asked for may leave as debt."""

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 ERODING = 120.0
 """Seconds that the rate of erosion is the average of."""
 
+SOONEST_RATE = 1.0
+"""Seconds of growth that a rate is told of at least: two looks in the same moment say nothing about a second."""
+
 SHORTEST_HOLD = 0.05
 """Seconds between two questions whether looking may go on."""
 
@@ -88,7 +91,7 @@ class Track:
             return None
         at, before = self.points[0]
         seconds = self.look.at - at
-        return (self.look.memory.uss - before) / seconds if seconds >= SHORTEST else None
+        return (self.look.memory.uss - before) / seconds if seconds >= SOONEST_RATE else None
 
 
 class Sampler:

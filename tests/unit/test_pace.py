@@ -52,7 +52,7 @@ def test_everybody_is_looked_at_in_turn(costs: list[float]) -> None:
 def test_cheap_looks_are_made_once_a_second() -> None:
     """A small server is known to the second, and no better: nobody needs more."""
     pace = Pace(0.0)
-    looks = play(pace, [0.0001] * 3, seconds=10.5)
+    looks = play(pace, [0.0001] * 3, seconds=10.5 * SHORTEST)
     assert len(looks) == 3 * 11
     assert pace.interval() == SHORTEST
 
