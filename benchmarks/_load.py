@@ -55,7 +55,6 @@ class Plan:
         rate: requests a second, whether or not the server keeps up (open loop); None: as fast as it answers.
         pause: idle time of a connection between an answer and the next request.
         timeout: a request without a complete answer after so long has failed.
-        samples: write every answer there (see ``read_samples``).
         cpus: run on these processors only.
     """
 
@@ -67,7 +66,6 @@ class Plan:
     rate: float | None = None
     pause: float = 0.0
     timeout: float = 30.0
-    samples: str | None = None
     cpus: tuple[int, ...] = ()
 
     def arguments(self) -> list[str]:
@@ -280,16 +278,14 @@ class Tally:
     pids: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     failed_at: list[tuple[float, str]] = field(default_factory=list)
-    ended: array.array[float] = field(default_factory=lambda: array.array("d"))
     taken: array.array[float] = field(default_factory=lambda: array.array("d"))
 
-    def answered(self, head: Head, *, seconds: float, now: float) -> None:
+    def answered(self, head: Head, *, seconds: float) -> None:
         """One answer came in full."""
         if not 200 <= head.status < 300:
             self.failed(f"status {head.status}", note=f"by pid {head.pid}")
             return
         self.good += 1
-        self.ended.append(now)
         self.taken.append(seconds)
         if head.pid is not None:
             self.pids[head.pid] += 1
@@ -366,8 +362,6 @@ class Load:
         watchdog = asyncio.create_task(self._watch())
         await asyncio.gather(*(self._lane() for _ in range(self.plan.connections)))
         watchdog.cancel()
-        if self.plan.samples:
-            self._write_samples(self.plan.samples)
         return self.tally.report(seconds=time.monotonic() - self._start)
 
     async def _lane(self) -> None:
@@ -413,8 +407,7 @@ class Load:
             self.tally.failed(reason_of(error), note=f"{error!r} after {time.monotonic() - connection.since:.3f} s")
             connection.drop()
             return Connection()
-        now = time.monotonic()
-        self.tally.answered(head, seconds=now - since, now=now)
+        self.tally.answered(head, seconds=time.monotonic() - since)
         if head.closes:
             connection.drop()
             self._connections.discard(connection)
@@ -445,23 +438,6 @@ class Load:
             for connection in list(self._connections):
                 if connection.in_flight and connection.since < oldest:
                     connection.drop(TimeoutError("no complete answer"))
-
-    def _write_samples(self, path: str) -> None:
-        with open(path, "wb") as file:
-            for values in (self.tally.ended, self.tally.taken):
-                values.tofile(file)
-
-
-def read_samples(path: str | os.PathLike[str]) -> list[tuple[float, float]]:
-    """The good answers of a run with ``samples``: (instant of ``time.monotonic``, seconds taken).
-
-    The clock is the machine's, so the instants can be compared with those of any other process.
-    """
-    values = array.array("d")
-    with open(path, "rb") as file:
-        values.frombytes(file.read())
-    half = len(values) // 2
-    return list(zip(values[:half], values[half:], strict=True))
 
 
 def reason_of(error: Exception) -> str:
@@ -572,7 +548,6 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Plan, bool]:
     parser.add_argument("--rate", type=float, help="requests a second; default: as fast as the server answers")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds between an answer and the next request")
     parser.add_argument("--timeout", type=float, default=30.0)
-    parser.add_argument("--samples", help="write every answer's instant and duration to this file")
     parser.add_argument("--cpus", type=lambda text: tuple(map(int, text.split(","))), default=())
     parser.add_argument("--json", action="store_true")
     found = vars(parser.parse_args(arguments))

@@ -10,8 +10,10 @@ server.
 
 The latency is measured at a fixed rate of half the capacity, on all cores, with as many workers as gunicorn recommends
 (two for each core and one more) and the default settings: the p99 of everything answered between the refork signal and
-the end of the rollout, over all reforks, against the p99 of as many seconds in between. It is a signal, because the
-start of a ``reforkctl`` would take half of this machine from both sides for a while.
+the end of the rollout, against the p99 of as long a time right before; the median of several reforks counts. It is a
+signal, because the start of a ``reforkctl`` would take half of this machine for a while. The load is wrk's where there
+is one: a client that takes as much of the machine as the server does waits for the processor itself, and reports that
+as the server's latency.
 """
 
 from __future__ import annotations
@@ -27,7 +29,6 @@ import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import _load
@@ -58,6 +59,13 @@ OPTIONS = {"gthread": ("--threads", "4")}
 WORKERS = 2
 LATENCY_WORKERS = 2 * (os.cpu_count() or 1) + 1
 CONNECTIONS = 16
+CLIENTS = 64
+"""So many connections share the fixed rate: a client that waits for its answer holds no other one back."""
+CAPACITY_SECONDS = 3
+STEADY_SECONDS = 2.5
+"""About as long as a refork takes with the default settings."""
+MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
+"""In wrk's units."""
 GENERATIONS = (1, 10)
 WARM_SECONDS = 0.5
 SUCCEEDED = " succeeded after "
@@ -122,18 +130,31 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Latency:
-    """Seconds, at a fixed rate."""
+class Window:
+    """What clients saw for a while.
+
+    Attributes:
+        rate: answers a second.
+        p99: milliseconds.
+        failed: requests that were not answered, or with anything but 2xx.
+    """
 
     rate: float
-    steady_p99: float
-    refork_p99: float
+    p99: float
     failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbance:
+    """One refork, and the time before it."""
+
+    steady: Window
+    refork: Window
 
     @property
     def ratio(self) -> float:
         """More than one: slower while it reforks."""
-        return self.refork_p99 / self.steady_p99
+        return self.refork.p99 / self.steady.p99
 
 
 def cores() -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -159,26 +180,60 @@ def launch(kind: str, worker_class: str, *, cpus: tuple[int, ...]) -> Launch:
 @contextlib.contextmanager
 def wrk(server: Server, *, seconds: float) -> Iterator[Callable[[], int]]:
     """Start wrk; the call waits for it, and tells how many were answered. An error makes the comparison void."""
-    words = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", server.url()]
     load, _ = cores()
-    if load:
-        words = ["taskset", "--cpu-list", str(load[0]), *words]
+    pinned = ("taskset", "--cpu-list", str(load[0])) if load else ()
+    words = [*pinned, "wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", server.url()]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
 
         def answered() -> int:
             printed, _ = process.communicate()
-            found = re.search(r"(\d+) requests in ", printed)
-            if process.returncode or found is None or "Non-2xx" in printed or "Socket errors" in printed:
+            if process.returncode or failures(printed):
                 message = f"wrk met errors:\n{printed}"
                 raise BenchmarkError(message)
-            return int(found[1])
+            return int(find(r"(\d+) requests in ", printed)[1])
 
         yield answered
 
 
 @contextlib.contextmanager
+def paced_wrk(server: Server, *, rate: float) -> Iterator[Callable[[], Window]]:
+    """Start wrk with clients that wait between two requests; the call ends it, and tells what they saw."""
+    pause = 1000 * CLIENTS / rate
+    with tempfile.NamedTemporaryFile("w", prefix="refork-bench-", suffix=".lua") as script:
+        script.write(f"function delay() return math.random({pause / 2:.0f}, {pause * 3 / 2:.0f}) end\n")
+        script.flush()
+        words = ["wrk", "-t1", f"-c{CLIENTS}", "-d600s", "--latency", "-s", script.name, server.url()]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+
+            def stop() -> Window:
+                process.send_signal(signal.SIGINT)
+                printed, _ = process.communicate()
+                value, unit = find(r"99%\s+([\d.]+)(us|ms|s)\b", printed).groups()
+                answered = float(find(r"Requests/sec:\s+([\d.]+)", printed)[1])
+                return Window(answered, float(value) * MILLISECONDS[unit], failures(printed))
+
+            yield stop
+
+
+def find(pattern: str, printed: str) -> re.Match[str]:
+    """What wrk has printed of something."""
+    found = re.search(pattern, printed)
+    if found is None:
+        message = f"wrk printed nothing like {pattern}:\n{printed}"
+        raise BenchmarkError(message)
+    return found
+
+
+def failures(printed: str) -> int:
+    """How many requests have failed, by wrk's account."""
+    errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", printed)
+    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", printed)
+    return sum(int(number) for match in (errors, refused) if match is not None for number in match.groups())
+
+
+@contextlib.contextmanager
 def own_client(server: Server, *, seconds: float) -> Iterator[Callable[[], int]]:
-    """The same with our own client: it is always there."""
+    """The same as ``wrk`` with our own client: it is always there."""
     load, _ = cores()
     with _load.start(_load.Plan(url=server.url(), connections=CONNECTIONS, seconds=seconds, cpus=load)) as process:
 
@@ -192,7 +247,20 @@ def own_client(server: Server, *, seconds: float) -> Iterator[Callable[[], int]]
         yield answered
 
 
-load_of = wrk if shutil.which("wrk") and shutil.which("taskset") else own_client
+@contextlib.contextmanager
+def paced_own_client(server: Server, *, rate: float) -> Iterator[Callable[[], Window]]:
+    """The same as ``paced_wrk`` with our own client."""
+    with _load.start(_load.Plan(url=server.url(), connections=CLIENTS, rate=rate)) as process:
+
+        def stop() -> Window:
+            report = process.stop()
+            return Window(report.rps, report.latency_ms["p99"], report.failed_requests)
+
+        yield stop
+
+
+have_wrk = shutil.which("wrk") and shutil.which("taskset")
+load_of, paced_load_of = (wrk, paced_wrk) if have_wrk else (own_client, paced_own_client)
 
 
 def warm(server: Server, *, seconds: float) -> None:
@@ -254,7 +322,17 @@ def ratio_of(runs: list[Run]) -> float:
     return statistics.median(run.ratio for run in runs)
 
 
-def latency(worker_class: str, *, settings: Settings) -> Latency:
+def disturbance_of(reforks: list[Disturbance]) -> float:
+    """The median of the reforks' ratios."""
+    return statistics.median(each.ratio for each in reforks)
+
+
+def failed_in(reforks: list[Disturbance]) -> int:
+    """The failed requests of all of them."""
+    return sum(window.failed for each in reforks for window in (each.steady, each.refork))
+
+
+def latency(worker_class: str, *, settings: Settings) -> list[Disturbance]:
     """The p99 while reforking and in between, at half the capacity."""
     patient = Launch(
         kind="refork",
@@ -264,42 +342,29 @@ def latency(worker_class: str, *, settings: Settings) -> Latency:
         worker_class=worker_class,
         options=OPTIONS.get(worker_class, ()),
     )
-    with (
-        Server(patient) as server,
-        tempfile.TemporaryDirectory(prefix="refork-bench-") as directory,
-    ):
-        capacity = _load.run(_load.Plan(url=server.url(), connections=CONNECTIONS, seconds=3)).rps
-        samples = Path(directory, "samples")
-        plan = _load.Plan(url=server.url(), connections=64, rate=capacity / 2, samples=str(samples))
-        with _load.start(plan) as load:
-            windows = [watch_refork(server) for _ in range(settings.reforks)]
-            report = load.stop()
-        answers = _load.read_samples(samples)
-    steady = sorted(taken for ended, taken in answers if any(low <= ended < mid for low, mid, _ in windows))
-    during = sorted(taken for ended, taken in answers if any(mid <= ended < high for _, mid, high in windows))
-    for note in report.notes:
-        say(f"failed: {note}")
-    return Latency(
-        rate=capacity / 2,
-        steady_p99=_load.percentile(steady, 0.99),
-        refork_p99=_load.percentile(during, 0.99),
-        failed=report.failed_requests,
-    )
+    with Server(patient) as server:
+        with load_of(server, seconds=CAPACITY_SECONDS) as answered:
+            rate = answered() / CAPACITY_SECONDS / 2
+        found = [watch_refork(server, rate=rate) for _ in range(settings.reforks)]
+    say(f"{worker_class}, p99 during a refork against before: {'  '.join(f'{each.ratio:.2f}' for each in found)}")
+    return found
 
 
-def watch_refork(server: Server) -> tuple[float, float, float]:
-    """Steady time, then a refork: when the one began, when the other, and when that ended."""
-    time.sleep(0.5)  # what the last refork left behind is over
+def watch_refork(server: Server, *, rate: float) -> Disturbance:
+    """Some steady time, then a refork."""
+    with paced_load_of(server, rate=rate) as stop:
+        time.sleep(STEADY_SECONDS)
+        steady = stop()
     before = server.log().count(SUCCEEDED)
-    began = time.monotonic()
-    time.sleep(2)
-    commanded = time.monotonic()
-    os.kill(server.pid, signal.SIGURG)
-    server.until(lambda: server.log().count(SUCCEEDED) > before, within=60, what="end of the refork")
-    return began, commanded, time.monotonic()
+    with paced_load_of(server, rate=rate) as stop:
+        os.kill(server.pid, signal.SIGURG)
+        server.until(lambda: server.log().count(SUCCEEDED) > before, within=60, what="end of the refork")
+        during = stop()
+    time.sleep(0.5)  # what the refork has left behind is over
+    return Disturbance(steady, during)
 
 
-def show(found: dict[str, dict[int, list[Run]]], latencies: dict[str, Latency]) -> None:
+def show(found: dict[str, dict[int, list[Run]]], latencies: dict[str, list[Disturbance]]) -> None:
     """Both tables."""
     rows = []
     for worker_class, generations in found.items():
@@ -320,11 +385,17 @@ def show(found: dict[str, dict[int, list[Run]]], latencies: dict[str, Latency]) 
         print(f"  {worker_class:>28}  {bar(ratio, of=1.5)} {ratio:.2f} of gunicorn's")
     if latencies:
         lines = [
-            (name, f"{each.rate:.0f}/s", *(f"{1000 * value:.2f}" for value in (each.steady_p99, each.refork_p99)),
-             f"{each.ratio:.2f}", each.failed)
+            (
+                name,
+                f"{statistics.median(one.steady.rate for one in each):.0f}/s",
+                f"{statistics.median(one.steady.p99 for one in each):.2f}",
+                f"{statistics.median(one.refork.p99 for one in each):.2f}",
+                f"{disturbance_of(each):.2f}",
+                failed_in(each),
+            )
             for name, each in latencies.items()
-        ]  # fmt: skip
-        print("\n" + table(("p99, ms", "fixed rate", "steady", "during a refork", "ratio", "failed"), lines))
+        ]
+        print("\n" + table(("p99, ms", "rate", "steady", "during a refork", "median ratio", "failed"), lines))
 
 
 def parse() -> Settings:
@@ -334,7 +405,7 @@ def parse() -> Settings:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1)
-    parser.add_argument("--reforks", type=int, default=5)
+    parser.add_argument("--reforks", type=int, default=7)
     parser.add_argument("--null", action="store_true", help="gunicorn on both sides: the noise of this machine")
     found = parser.parse_args()
     return Settings(
@@ -362,9 +433,10 @@ def main() -> int:
     figures["rps_ratio"] = min(figures.values())
     if not latencies:
         return conclude("throughput-null", figures, {"rps_ratio": TARGETS["rps_ratio"]})
-    figures |= {f"{name.rpartition('.')[2]}_p99_ratio": round(each.ratio, 3) for name, each in latencies.items()}
-    figures["p99_ratio"] = round(max(each.ratio for each in latencies.values()), 3)
-    figures["failed_requests"] = sum(each.failed for each in latencies.values())
+    ratios = {name.rpartition(".")[2]: disturbance_of(each) for name, each in latencies.items()}
+    figures |= {f"{name}_p99_ratio": round(ratio, 3) for name, ratio in ratios.items()}
+    figures["p99_ratio"] = round(max(ratios.values()), 3)
+    figures["failed_requests"] = sum(failed_in(each) for each in latencies.values())
     return conclude("throughput", figures, TARGETS)
 
 
