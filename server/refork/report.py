@@ -147,7 +147,7 @@ def _worker(monitor: Monitor, worker: WorkerProcess, *, now: float) -> api.Worke
         age=now - worker.started,
         requests=worker.cells[Cell.REQUESTS],
         errors=worker.cells[Cell.ERRORS],
-        in_flight=worker.cells.in_flight,
+        in_flight=worker.cells[Cell.IN_FLIGHT],
         memory=track.memory,
         process=monitor.sampler.process(worker.pid),
         gained=track.gained,

@@ -27,7 +27,7 @@ class Cell(IntEnum):
     HEARTBEAT = 0
     REQUESTS = 1
     ERRORS = 2
-    BEGUN = 3
+    IN_FLIGHT = 3
 
 
 class Row:
@@ -37,20 +37,14 @@ class Row:
     each request. Increments are safe among threads that share the GIL: nothing that is done to one lets go of it.
     """
 
-    __slots__ = ("_answered", "_begun", "_cells", "_failed")
+    __slots__ = ("_answered", "_cells", "_failed", "_in_flight")
 
     def __init__(self, cells: memoryview) -> None:
         self._cells = cells
-        self._begun = self._answered = self._failed = 0
+        self._in_flight = self._answered = self._failed = 0
 
     def __getitem__(self, cell: Cell) -> int:
         return int(self._cells[cell])
-
-    @property
-    def in_flight(self) -> int:
-        """How many requests are being handled. What is read first is not ahead of what is read last."""
-        answered = self[Cell.REQUESTS]
-        return self[Cell.BEGUN] - answered
 
     def beat(self) -> None:
         """Tell the monitor that the worker is alive."""
@@ -58,18 +52,29 @@ class Row:
 
     def begin(self) -> None:
         """Count a request that is being handled."""
-        self._begun += 1
-        self._cells[3] = self._begun
+        self._in_flight += 1
+        self._cells[3] = self._in_flight
+
+    def end(self) -> None:
+        """Count a request that has been handled."""
+        self._in_flight -= 1
+        self._cells[3] = self._in_flight
+        self.answer()
+
+    def answer(self) -> None:
+        """Count an answer."""
+        self._answered += 1
+        self._cells[1] = self._answered
 
     def fail(self) -> None:
         """Count that a request is answered with a 5xx, or not at all."""
         self._failed += 1
         self._cells[2] = self._failed
 
-    def end(self) -> None:
-        """Count a request that has been answered."""
-        self._answered += 1
-        self._cells[1] = self._answered
+    def see(self, in_flight: int) -> None:
+        """Take it from who knows them that so many requests are being handled."""
+        self._in_flight = in_flight
+        self._cells[3] = in_flight
 
     def clear(self) -> None:
         """Hand the row to a new process."""

@@ -29,7 +29,7 @@ def board() -> Iterator[Scoreboard]:
 
 def figures(row: Row) -> tuple[int, int, int]:
     """Requests answered, those that failed, and those under way."""
-    return row[Cell.REQUESTS], row[Cell.ERRORS], row.in_flight
+    return row[Cell.REQUESTS], row[Cell.ERRORS], row[Cell.IN_FLIGHT]
 
 
 @given(ends=st.lists(st.booleans(), max_size=20), begun=st.integers(0, 5))
@@ -64,6 +64,17 @@ def test_a_row_begins_at_nothing_for_the_next_process(board: Scoreboard) -> None
     assert figures(last) == (0, 0, 1)
 
 
+def test_who_knows_all_requests_that_are_under_way_says_so(board: Scoreboard) -> None:
+    """Answers are counted one by one all the same, and what begins and ends meanwhile is added."""
+    row = board.row(3)
+    row.answer()
+    row.see(2)
+    assert figures(row) == (1, 0, 2)
+    row.begin()
+    row.end()
+    assert figures(row) == (2, 0, 2)
+
+
 START, BODY = "http.response.start", "http.response.body"
 
 
@@ -93,7 +104,7 @@ def test_the_requests_of_an_asgi_application_are_counted(
     row, seen = board.row(0), []
 
     async def application(_scope: MutableMapping[str, Any], _receive: Any, send: Send) -> None:
-        seen.append(row.in_flight)
+        seen.append(row[Cell.IN_FLIGHT])
         for message in messages:
             await send(message)
         if raises:
