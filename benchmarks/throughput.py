@@ -62,6 +62,8 @@ CONNECTIONS = 16
 CLIENTS = 64
 """So many connections share the fixed rate: a client that waits for its answer holds no other one back."""
 CAPACITY_SECONDS = 3
+CONNECT_SECONDS = 0.3
+"""So long clients have to connect, all at once, before anything else happens."""
 STEADY_SECONDS = 2.5
 """About as long as a refork takes with the default settings."""
 MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
@@ -353,10 +355,11 @@ def latency(worker_class: str, *, settings: Settings) -> list[Disturbance]:
 def watch_refork(server: Server, *, rate: float) -> Disturbance:
     """Some steady time, then a refork."""
     with paced_load_of(server, rate=rate) as stop:
-        time.sleep(STEADY_SECONDS)
+        time.sleep(CONNECT_SECONDS + STEADY_SECONDS)
         steady = stop()
     before = server.log().count(SUCCEEDED)
     with paced_load_of(server, rate=rate) as stop:
+        time.sleep(CONNECT_SECONDS)
         os.kill(server.pid, signal.SIGURG)
         server.until(lambda: server.log().count(SUCCEEDED) > before, within=60, what="end of the refork")
         during = stop()
@@ -405,7 +408,7 @@ def parse() -> Settings:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1)
-    parser.add_argument("--reforks", type=int, default=7)
+    parser.add_argument("--reforks", type=int, default=11)
     parser.add_argument("--null", action="store_true", help="gunicorn on both sides: the noise of this machine")
     found = parser.parse_args()
     return Settings(
