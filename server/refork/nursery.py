@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _MOLD_COMMAND = "from refork.mold import main; main()"
 _TIME_WAS_UP = "killed, because its time was up"
 _NOT_WANTED = "killed, because nobody wants it any more"
+_NOT_UNDERSTOOD = "killed, because it sent what is no message"
 
 
 @dataclass(slots=True)
@@ -153,9 +154,7 @@ class Nursery:
 
     def kill_mold(self, generation: int) -> None:
         """End a mold whose time is up."""
-        mold = self.children.molds[generation]
-        mold.killed = _TIME_WAS_UP
-        self._kill(mold.pid, signal.SIGKILL)
+        self._put_an_end_to(self.children.molds[generation], _TIME_WAS_UP)
 
     def reopen_logs(self) -> None:
         """Have everybody open the log files anew."""
@@ -173,6 +172,12 @@ class Nursery:
         else:
             self._kill(worker.pid, what)
 
+    def _put_an_end_to(self, process: WorkerProcess | MoldProcess, why: str) -> None:
+        """Kill a process; its end is told with the first reason that there was for it."""
+        process.killed = process.killed or why
+        if process.pid:
+            self._kill(process.pid, signal.SIGKILL)
+
     def _kill(self, pid: int, what: signal.Signals) -> None:
         # The pid is a child's that has not been waited for, so it cannot have been given to anybody else.
         with contextlib.suppress(ProcessLookupError):
@@ -188,27 +193,26 @@ class Nursery:
             asyncio.get_running_loop().remove_reader(channel.fileno())
             channel.close()
 
-    def _next_message(self, channel: Channel, pid: int) -> wire.AnyMessage | None:
+    def _next_message(self, process: WorkerProcess | MoldProcess) -> wire.AnyMessage | None:
         """Return a message, None if there is none to come."""
-        if channel.fileno() < 0:
+        if process.channel.fileno() < 0:
             return None
         try:
-            received = channel.receive()
+            received = process.channel.receive()
         except BlockingIOError:
             return None
         except wire.Garbled as error:
-            self._log.error("pid=%s sent what is no message (%s): it is killed", pid, error)
+            self._log.error("pid=%s sent what is no message (%s): it is killed", process.pid, error)
             received = None
-            if pid:
-                self._kill(pid, signal.SIGKILL)
+            self._put_an_end_to(process, _NOT_UNDERSTOOD)
         if received is None:
-            self._hang_up(channel)
+            self._hang_up(process.channel)
             return None
         wire.close_all(received[1])
         return received[0]
 
     def _hear_mold(self, mold: MoldProcess) -> None:
-        while (message := self._next_message(mold.channel, mold.pid)) is not None:
+        while (message := self._next_message(mold)) is not None:
             match message:
                 case wire.MoldReady():
                     self._mold_ready(mold, message)
@@ -220,7 +224,7 @@ class Nursery:
                     self._log.error("%s sent an unexpected %s", mold, type(message).__name__)
 
     def _hear_worker(self, worker: WorkerProcess) -> None:
-        while (message := self._next_message(worker.channel, worker.pid)) is not None:
+        while (message := self._next_message(worker)) is not None:
             match message:
                 case wire.Born(pid):
                     worker.failure = ""
@@ -263,8 +267,8 @@ class Nursery:
     def _worker_born(self, worker: WorkerProcess, pid: int) -> None:
         worker.pid = pid
         if worker.doomed or worker.id not in self._machine.population.workers:
-            worker.doomed, worker.killed = True, worker.killed or _NOT_WANTED
-            self._kill(pid, signal.SIGKILL)
+            worker.doomed = True
+            self._put_an_end_to(worker, _NOT_WANTED)
         else:
             self._tell(facts.WorkerBorn(worker.id))
 

@@ -272,6 +272,23 @@ def test_quit_in_the_middle_of_a_refork_ends_everything(serve: Serve) -> None:
     assert server.stop(signal.SIGQUIT) == 0
 
 
+BABBLING = """
+import signal
+
+def post_worker_init(worker):
+    signal.signal(signal.SIGUSR2, lambda *_: os.write(worker.tmp._channel.fileno(), b"nonsense"))
+"""
+
+
+def test_a_worker_that_sends_nonsense_is_said_to_be_killed_for_that_and_is_replaced(serve: Serve) -> None:
+    """Nobody is sent to look for what ran out of memory."""
+    server = serve(config=GATES + BABBLING)
+    os.kill(server.status().workers[0].pid, signal.SIGUSR2)
+    server.wait_log(r"worker\[0\] gen=0 pid=\d+ ended: killed, because it sent what is no message")
+    server.wait_steady(workers=2)
+    assert "out of memory" not in server.log()
+
+
 UNBORN = """
 def before_worker_fork(mold):
     if os.path.exists("hold"):

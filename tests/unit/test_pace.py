@@ -49,8 +49,8 @@ def test_everybody_is_looked_at_in_turn(costs: list[float]) -> None:
         assert len(set(rounds)) == len(rounds)
 
 
-def test_cheap_looks_are_made_once_a_second() -> None:
-    """A small server is known to the second, and no better: nobody needs more."""
+def test_cheap_looks_are_made_no_more_often_than_anybody_needs() -> None:
+    """A small server is not looked at all the time only because it costs little."""
     pace = Pace(0.0)
     looks = play(pace, [0.0001] * 3, seconds=10.5 * SHORTEST)
     assert len(looks) == 3 * 11
